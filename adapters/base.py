@@ -1,0 +1,183 @@
+"""The uniform interface: an adapter wraps one sparse method.
+
+An adapter's instance is its own frozen, validated configuration. `prepare` does the offline work, which budgets share;
+`attach` makes the system sparser for as long as its context lasts, and gives the first system back bit for bit, also
+after an exception. What is realised is counted by the system, never reported by the method.
+"""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from sparsebench.adapters.card import MethodCard
+from sparsebench.budget import Budget
+from sparsebench.errors import InputError, UnknownNameError
+
+if TYPE_CHECKING:
+    from sparsebench.adapters.calibration import Calibration
+    from sparsebench.cost import Cost, Request
+    from sparsebench.systems.base import System
+
+
+@dataclass
+class Prepared:
+    """What `prepare` leaves: a method's own state, and what it took.
+
+    Attributes:
+        state: Whatever the method wants back in `attach`; never stored.
+        facts: Small JSON-able facts for the record (thresholds, layer ratios, ...).
+        seconds: Wall time.
+        tokens: Calibration tokens read.
+        peak_bytes: Largest additional memory, where it was measured.
+    """
+
+    state: Any = None
+    facts: dict[str, Any] = field(default_factory=dict)
+    seconds: float = 0.0
+    tokens: int = 0
+    peak_bytes: int | None = None
+
+
+class Adapter(BaseModel, ABC):
+    """One sparse method with its knobs. Subclasses set `card` and declare knobs as annotated fields."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    card: ClassVar[MethodCard]
+    needs_calibration: ClassVar[bool] = False
+
+    @abstractmethod
+    def attach(self, system: Any, prepared: Prepared, budget: Budget | None) -> AbstractContextManager[Any]:
+        """The sparser system, for as long as the context lasts.
+
+        Args:
+            system: The system to wrap; of the kind that the family takes.
+            prepared: What `prepare` returned for this system.
+            budget: How sparse; None where the method has no budget (dense).
+        """
+
+    def prepare(self, system: Any, calibration: Calibration | None, budget: Budget | None = None) -> Prepared:
+        """Offline work, shared by budgets unless the card says `prepare_depends_on_budget`."""
+        return Prepared()
+
+    def cost(self, system: Any, request: Request, budget: Budget | None) -> Cost:
+        """Predicted FLOPs and bytes of one request; the dense cost unless a family knows better."""
+        from sparsebench.cost import dense_cost
+
+        return dense_cost(system.shape, request)
+
+    def check_budget(self, budget: Budget | None) -> None:
+        """Whether this method takes that budget.
+
+        Raises:
+            InputError: It does not; the message names the kinds that it takes.
+        """
+        kinds = self.card.budgets
+        if budget is None and kinds:
+            raise InputError(f"{self.card.id} needs a budget", f"it takes {', '.join(kinds)}")
+        if budget is not None and budget.kind not in kinds:
+            takes = ", ".join(kinds) if kinds else "no budget"
+            raise InputError(f"{self.card.id} has no budget {budget.kind!r}", f"it takes {takes}")
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """Knobs by name, as plain data; part of a cell's identity."""
+        return self.model_dump(mode="json")
+
+    def prefix_invariant(self) -> bool:
+        """Whether prefixes may be shared with these knobs; the card's word unless a knob changes it."""
+        return self.card.prefix_invariant
+
+    @classmethod
+    def configure(cls, knobs: dict[str, Any]) -> Self:
+        """An instance from knobs by name.
+
+        Raises:
+            UnknownNameError: No such knob.
+            InputError: A value that the knob does not take.
+        """
+        for name in knobs:
+            if name not in cls.model_fields:
+                raise UnknownNameError(f"knob of {cls.card.id}", name, cls.model_fields)
+        try:
+            return cls(**knobs)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"])
+            raise InputError(f"{cls.card.id}: knob {where}={first.get('input')!r}: {first['msg']}") from None
+
+
+@dataclass(frozen=True)
+class Sparsity:
+    """An adapter at a budget: one member of a stack.
+
+    `Sparsity(create("wanda")..., Budget("sparsity", 0.5))`; what `create` returns.
+    """
+
+    adapter: Adapter
+    budget: Budget | None = None
+
+    def __post_init__(self) -> None:
+        if self.budget is not None:
+            self.adapter.check_budget(self.budget)
+
+    @property
+    def label(self) -> str:
+        """`wanda 50%`."""
+        return f"{self.adapter.card.id} {self.budget.label}" if self.budget else self.adapter.card.id
+
+
+def prepare_timed(
+    adapter: Adapter, system: System, calibration: Calibration | None, budget: Budget | None = None
+) -> Prepared:
+    """`adapter.prepare`, with its wall time charged.
+
+    Raises:
+        InputError: The method reads a calibration text and none was given.
+    """
+    if adapter.needs_calibration and calibration is None:
+        raise InputError(f"{adapter.card.id} reads a calibration text", "name one in the suite: calibration: ...")
+    start = time.perf_counter()
+    prepared = adapter.prepare(system, calibration, budget)
+    prepared.seconds = time.perf_counter() - start
+    return prepared
+
+
+@contextmanager
+def attached(
+    system: System, stack: Sequence[Sparsity], calibration: Calibration | None = None, cache: dict[str, Prepared] | None = None
+) -> Iterator[tuple[System, list[Prepared]]]:
+    """Prepare and attach a stack in order: member k is prepared with the members before it attached.
+
+    Args:
+        system: The dense system.
+        stack: Members in order; an empty stack is dense.
+        calibration: The text that calibrated methods read.
+        cache: Prepared states to reuse, keyed by member and by what stands before it; filled as a side effect.
+    """
+    import json
+
+    with ExitStack() as contexts:
+        states: list[Prepared] = []
+        before: list[Any] = []
+        for member in stack:
+            adapter, budget = member.adapter, member.budget
+            adapter.check_budget(budget)
+            depends = adapter.card.prepare_depends_on_budget
+            key = json.dumps([before, adapter.card.id, adapter.config, budget.to_dict() if budget and depends else None])
+            prepared = cache.get(key) if cache is not None else None
+            if prepared is None:
+                prepared = prepare_timed(adapter, system, calibration, budget if depends else None)
+                if cache is not None:
+                    cache[key] = prepared
+            system = contexts.enter_context(adapter.attach(system, prepared, budget))
+            states.append(prepared)
+            before.append([adapter.card.id, adapter.config, budget.to_dict() if budget else None])
+        yield system, states

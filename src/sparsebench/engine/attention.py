@@ -1,0 +1,246 @@
+"""Attention as the engine and the attention methods see it.
+
+The engine registers one attention function with transformers (`AttentionInterface`), so no model class is patched. It
+finds the running `Flow` through a context variable, splits the flat tokens into rows and lets the attached policy attend
+them; without a policy, attention is dense.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+
+from sparsebench.errors import InputError
+
+if TYPE_CHECKING:
+    from sparsebench.engine.flow import Flow
+
+NAME = "sparsebench"
+CURRENT: ContextVar[Flow | None] = ContextVar("sparsebench_flow", default=None)
+
+
+@dataclass
+class AttentionView:
+    """The attention of some rows in one layer. Rows are padded on the right; keys lie in the order of their positions.
+
+    Attributes:
+        query: After rotary embedding, [rows, heads, queries, head_dim].
+        key: [rows, kv_heads, keys, head_dim]; `kv_heads` divides `heads`, and query head h reads head h // group.
+        value: [rows, kv_heads, keys, value_dim].
+        positions: Position of each query in its sequence, [rows, queries], int64; -1 where a row is padded.
+        lengths: Keys that each row has, [rows], int64; key j lies at position j.
+        scaling: What scores are multiplied with.
+        layer: Index of the layer.
+        decode: Whether these queries run in the decode phase.
+        window: A query sees the last `window` keys only; None: all.
+        softcap: Scores s become softcap * tanh(s / softcap); None: as they are.
+        sinks: Learned logits that take part in the softmax with no value, [heads]; None: none.
+        states: For each row the states of its ancestors and its own, outermost first; a method may write to the last.
+    """
+
+    query: torch.Tensor
+    key: torch.Tensor
+    value: torch.Tensor
+    positions: torch.Tensor
+    lengths: torch.Tensor
+    scaling: float
+    layer: int
+    decode: bool
+    window: int | None = None
+    softcap: float | None = None
+    sinks: torch.Tensor | None = None
+    states: list[list[dict[Any, Any]]] = field(default_factory=list)
+    aligned: bool = False
+    """Whether the rows are whole prompts: query i is at position i, and causal attention needs no mask."""
+
+    @property
+    def group(self) -> int:
+        """Query heads that share one key head."""
+        return self.query.shape[1] // self.key.shape[1]
+
+    def visible(self) -> torch.Tensor:
+        """Which keys each query may see at all: causal, in its row, in the window; bool [rows, 1, queries, keys]."""
+        keys = torch.arange(self.key.shape[2], device=self.key.device)
+        at = self.positions[:, None, :, None]
+        seen = (keys <= at) & (keys < self.lengths[:, None, None, None])
+        if self.window is not None:
+            seen &= keys > at - self.window
+        return seen
+
+    def dense_pairs(self) -> int:
+        """Visible (query, key) pairs of one head, over all rows."""
+        at = self.positions[self.positions >= 0]
+        seen = at + 1 if self.window is None else torch.clamp(at + 1, max=self.window)
+        return int(seen.sum())
+
+
+class AttentionPolicy(Protocol):
+    """What an attention adapter puts in the place of dense attention."""
+
+    def attend(self, view: AttentionView) -> torch.Tensor:
+        """The output for `view`, [rows, heads, queries, value_dim]."""
+        ...
+
+
+def attend_dense(view: AttentionView) -> torch.Tensor:
+    """Exact attention through SDPA; [rows, heads, queries, value_dim]."""
+    if view.softcap is not None or view.sinks is not None:
+        return attend_masked(view, view.visible())
+    whole = view.window is None or view.key.shape[2] <= view.window
+    if view.aligned and whole:
+        return scaled_dot_product_attention(
+            view.query, view.key, view.value, is_causal=True, scale=view.scaling, enable_gqa=view.group > 1
+        )
+    return attend_masked(view, view.visible())
+
+
+def attend_masked(view: AttentionView, keep: torch.Tensor) -> torch.Tensor:
+    """Attention over the keys that `keep` names; a query with no key at all gives zeros.
+
+    Args:
+        view: The rows.
+        keep: Bool, broadcastable to [rows, heads, queries, keys]; must lie within `view.visible()`.
+    """
+    if view.softcap is not None or view.sinks is not None:
+        return _attend_explicitly(view, keep)
+    rows, heads, queries, _ = view.query.shape
+    if queries == 1 and view.group > 1 and keep.shape[1] == 1:
+        # One query: the heads of a group are queries of the same key head, and nothing is repeated.
+        folded = view.query.reshape(rows, -1, view.group, view.query.shape[-1])
+        out = scaled_dot_product_attention(folded, view.key, view.value, attn_mask=keep, scale=view.scaling)
+        return out.reshape(rows, heads, 1, -1)
+    out = scaled_dot_product_attention(
+        view.query, view.key, view.value, attn_mask=keep, scale=view.scaling, enable_gqa=view.group > 1
+    )
+    return torch.nan_to_num(out)
+
+
+def scores(view: AttentionView) -> torch.Tensor:
+    """Scaled attention logits in float32, [rows, heads, queries, keys]; not masked."""
+    rows, heads, queries, dim = view.query.shape
+    folded = view.query.reshape(rows, view.key.shape[1], view.group * queries, dim).float()
+    logits = torch.matmul(folded, view.key.float().transpose(-1, -2)).reshape(rows, heads, queries, -1) * view.scaling
+    return view.softcap * torch.tanh(logits / view.softcap) if view.softcap is not None else logits
+
+
+def _attend_explicitly(view: AttentionView, keep: torch.Tensor) -> torch.Tensor:
+    rows, heads, queries, _ = view.query.shape
+    logits = scores(view).masked_fill(~keep, -torch.inf)
+    if view.sinks is not None:
+        sinks = view.sinks.float().reshape(1, -1, 1, 1).expand(rows, -1, queries, 1)
+        weights = torch.softmax(torch.cat([logits, sinks], dim=-1), dim=-1)[..., :-1]
+    else:
+        weights = torch.nan_to_num(torch.softmax(logits, dim=-1))
+    folded = weights.to(view.value.dtype).reshape(rows, view.key.shape[1], view.group * queries, -1)
+    return torch.matmul(folded, view.value).reshape(rows, heads, queries, -1)
+
+
+@contextmanager
+def engaged(model: Any, flow: Flow) -> Iterator[None]:
+    """Let `model` attend through `flow`; on exit its own attention is back."""
+    register()
+    before = model.config._attn_implementation
+    token = CURRENT.set(flow)
+    try:
+        if before != NAME:
+            model.set_attn_implementation(NAME)
+        yield
+    finally:
+        CURRENT.reset(token)
+        if before != NAME:
+            model.set_attn_implementation(before)
+
+
+def register() -> None:
+    """Make the attention function known to transformers, once."""
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.masking_utils import sdpa_mask
+
+    AttentionInterface.register(NAME, _attention)
+    AttentionMaskInterface.register(NAME, _mask_unless_flowing(sdpa_mask))
+
+
+def _mask_unless_flowing(sdpa_mask: Any) -> Any:
+    """In a flow, rows carry their own masks and building one of all tokens by all tokens would only cost."""
+
+    def mask(*args: Any, **kwargs: Any) -> Any:
+        flow = CURRENT.get()
+        return None if flow is not None and flow.rows is not None else sdpa_mask(*args, **kwargs)
+
+    return mask
+
+
+def _attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """transformers' attention signature: query [batch, heads, queries, head_dim]; output [batch, queries, heads, dim]."""
+    flow = CURRENT.get()
+    if flow is None:
+        raise InputError("the model attends through SparseBench, but nothing of SparseBench is attached to it")
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    options = {
+        "window": kwargs.get("sliding_window"),
+        "softcap": kwargs.get("softcap"),
+        "sinks": kwargs.get("s_aux"),
+    }
+    layer = int(getattr(module, "layer_idx", 0) or 0)
+    if flow.rows is not None:
+        out = flow.rows.attend(flow.policy, layer, query, key, value, scale, options)
+    else:
+        out = _attend_batch(flow.policy, layer, query, key, value, attention_mask, scale, options)
+    return out, None
+
+
+def _attend_batch(
+    policy: AttentionPolicy | None,
+    layer: int,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None,
+    scaling: float,
+    options: dict[str, Any],
+) -> torch.Tensor:
+    """A plain forward call of the model: prefill when there are several queries, decode when there is one.
+
+    Sequences padded on the left are moved to the front for the method and back, so that what is selected does not
+    depend on the padding.
+    """
+    rows, _, queries, _ = query.shape
+    keys = key.shape[2]
+    device = query.device
+    first = torch.zeros(rows, dtype=torch.long, device=device)
+    lengths = torch.full((rows,), keys, dtype=torch.long, device=device)
+    if mask is not None and mask.shape[-2] == queries:
+        seen = mask if mask.dtype == torch.bool else mask == 0
+        present = seen.any(dim=1).any(dim=1)[:, :keys]
+        first = present.int().argmax(dim=-1).expand(rows).clone()
+        last = keys - present.flip(-1).int().argmax(dim=-1).expand(rows)
+        if options["window"] is not None and queries == 1:
+            first = torch.zeros_like(first)
+        lengths = last - first
+    places = torch.arange(keys, device=device)
+    source = (places + first[:, None]) % keys
+    key = torch.gather(key, 2, source[:, None, :, None].expand_as(key))
+    value = torch.gather(value, 2, source[:, None, :, None].expand_as(value))
+    positions = torch.arange(keys - queries, keys, device=device)[None] - first[:, None]
+    positions = torch.where((positions >= 0) & (positions < lengths[:, None]), positions, -1)
+    aligned = mask is None and queries == keys
+    view = AttentionView(
+        query, key, value, positions, lengths, scaling, layer, queries == 1, states=[], aligned=aligned, **options
+    )
+    out = attend_dense(view) if policy is None else policy.attend(view)
+    return out.transpose(1, 2).contiguous()

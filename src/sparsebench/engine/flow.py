@@ -1,0 +1,232 @@
+"""What runs through a model in one forward pass: flat tokens, their phases, and the rows that attention sees."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from sparsebench.engine.attention import AttentionPolicy, AttentionView, attend_dense
+
+MASK_ELEMENTS = 2**25
+"""Largest rows x queries x keys of one attention call; more rows are taken in turns."""
+
+
+class KeyValueStore:
+    """Keys and values of every layer, one slot a token.
+
+    Slots are handed out and taken back; a layer's tensors are made when the layer first runs, since only then are their
+    shapes known (grouped heads, latent attention).
+    """
+
+    def __init__(self, slots: int) -> None:
+        self.capacity = slots
+        self._free = list(range(slots - 1, -1, -1))
+        self._layers: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+
+    def take(self, count: int) -> list[int]:
+        """`count` free slots; the store grows when it has too few."""
+        if len(self._free) < count:
+            more = max(count, self.capacity // 2, 256)
+            self._free = list(range(self.capacity + more - 1, self.capacity - 1, -1)) + self._free
+            self.capacity += more
+            for layer, pair in self._layers.items():
+                self._layers[layer] = (_grown(pair[0], self.capacity), _grown(pair[1], self.capacity))
+        taken = self._free[-count:][::-1]
+        del self._free[-count:]
+        return taken
+
+    def give_back(self, slots: list[int]) -> None:
+        """Slots whose tokens nobody will attend to again."""
+        self._free.extend(slots[::-1])
+
+    def write(self, layer: int, slots: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> None:
+        """Put keys and values, each [tokens, kv_heads, dim], into `slots` [tokens]."""
+        if layer not in self._layers:
+            self._layers[layer] = (
+                key.new_empty((self.capacity, *key.shape[1:])),
+                value.new_empty((self.capacity, *value.shape[1:])),
+            )
+        keys, values = self._layers[layer]
+        keys.index_copy_(0, slots, key)
+        values.index_copy_(0, slots, value)
+
+    def layer(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """All keys and values of a layer, each [slots, kv_heads, dim]."""
+        return self._layers[layer]
+
+    @property
+    def layers(self) -> list[int]:
+        """Indices of the layers that have run."""
+        return sorted(self._layers)
+
+
+def _grown(tensor: torch.Tensor, slots: int) -> torch.Tensor:
+    more = tensor.new_empty((slots, *tensor.shape[1:]))
+    more[: tensor.shape[0]] = tensor
+    return more
+
+
+@dataclass
+class RowBatch:
+    """Rows that are attended together, padded to one shape.
+
+    Attributes:
+        tokens: Place of each query in the flat chunk, [rows, queries]; padded with 0.
+        keys: Slot of each key, [rows, keys]; padded with any slot.
+        positions: Position of each query, [rows, queries]; -1 where padded.
+        lengths: Keys of each row, [rows].
+        decode: The phase of all of these rows.
+        aligned: Whether the rows are whole prompts from position 0.
+        span: First and last flat place when the rows lie there one after another without padding.
+        states: States for each row, outermost ancestor first.
+    """
+
+    tokens: torch.Tensor
+    keys: torch.Tensor
+    positions: torch.Tensor
+    lengths: torch.Tensor
+    decode: bool
+    aligned: bool
+    span: tuple[int, int] | None
+    states: list[list[dict[Any, Any]]] = field(default_factory=list)
+
+
+class PackedRows:
+    """The rows of one chunk over a store."""
+
+    def __init__(self, batches: list[RowBatch], store: KeyValueStore, slots: torch.Tensor, keep: bool) -> None:
+        self.batches = batches
+        self.store = store
+        self.slots = slots
+        self.keep = keep
+
+    def attend(
+        self,
+        policy: AttentionPolicy | None,
+        layer: int,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        scaling: float,
+        options: dict[str, Any],
+    ) -> torch.Tensor:
+        """Attend all rows; query [1, heads, tokens, dim] in, [1, tokens, heads, value_dim] out."""
+        flat_query, flat_key, flat_value = (x[0].transpose(0, 1) for x in (query, key, value))
+        if self.keep:
+            self.store.write(layer, self.slots, flat_key, flat_value)
+        out = query.new_empty((flat_query.shape[0], flat_query.shape[1], flat_value.shape[-1]))
+        for batch in self.batches:
+            if batch.span is not None:
+                first, last = batch.span
+                shape = (len(batch.lengths), -1, *flat_query.shape[1:])
+                q = flat_query[first:last].view(shape) if len(batch.lengths) == 1 else flat_query[first:last].reshape(shape)
+                k = flat_key[first:last].reshape(len(batch.lengths), -1, *flat_key.shape[1:])
+                v = flat_value[first:last].reshape(len(batch.lengths), -1, *flat_value.shape[1:])
+            else:
+                keys, values = self.store.layer(layer)
+                q, k, v = flat_query[batch.tokens], keys[batch.keys], values[batch.keys]
+            view = AttentionView(
+                q.transpose(1, 2),
+                k.transpose(1, 2),
+                v.transpose(1, 2),
+                batch.positions,
+                batch.lengths,
+                scaling,
+                layer,
+                batch.decode,
+                states=batch.states,
+                aligned=batch.aligned,
+                **options,
+            )
+            result = (attend_dense(view) if policy is None else policy.attend(view)).transpose(1, 2)
+            if batch.span is not None:
+                out[batch.span[0] : batch.span[1]] = result.reshape(-1, *out.shape[1:])
+            else:
+                real = batch.positions >= 0
+                out[batch.tokens[real]] = result[real]
+        return out[None]
+
+
+class Lanes:
+    """Contiguous keys and values of sequences that are being generated, one lane a sequence."""
+
+    def __init__(self, lanes: int, capacity: int) -> None:
+        self.lanes = lanes
+        self.capacity = capacity
+        self._layers: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+        self.active = torch.zeros(0, dtype=torch.long)
+        self.lengths = torch.zeros(0, dtype=torch.long)
+        self.states: list[list[dict[Any, Any]]] = []
+
+    def load(self, store: KeyValueStore, lane: int, slots: torch.Tensor) -> None:
+        """Copy a sequence's keys and values from the store into a lane."""
+        for layer in store.layers:
+            keys, values = store.layer(layer)
+            if layer not in self._layers:
+                self._layers[layer] = (
+                    keys.new_zeros((self.lanes, keys.shape[1], self.capacity, keys.shape[2])),
+                    values.new_zeros((self.lanes, values.shape[1], self.capacity, values.shape[2])),
+                )
+            lane_keys, lane_values = self._layers[layer]
+            lane_keys[lane, :, : len(slots)] = keys[slots].transpose(0, 1)
+            lane_values[lane, :, : len(slots)] = values[slots].transpose(0, 1)
+
+    def step(self, active: torch.Tensor, lengths: torch.Tensor, states: list[list[dict[Any, Any]]]) -> None:
+        """The next step feeds one token to each lane of `active`, [n]; `lengths` counts it already."""
+        self.active, self.lengths, self.states = active, lengths, states
+
+    def attend(
+        self,
+        policy: AttentionPolicy | None,
+        layer: int,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        scaling: float,
+        options: dict[str, Any],
+    ) -> torch.Tensor:
+        """One query for each active lane; query [1, heads, n, dim] in, [1, n, heads, value_dim] out."""
+        keys, values = self._layers[layer]
+        at = self.lengths - 1
+        keys[self.active, :, at] = key[0].transpose(0, 1)
+        values[self.active, :, at] = value[0].transpose(0, 1)
+        longest = int(self.lengths.max())
+        everyone = len(self.active) == self.lanes
+        k, v = keys[:, :, :longest], values[:, :, :longest]
+        if not everyone:
+            k, v = k[self.active], v[self.active]
+        view = AttentionView(
+            query[0].transpose(0, 1)[:, :, None],
+            k,
+            v,
+            at[:, None],
+            self.lengths,
+            scaling,
+            layer,
+            decode=True,
+            states=self.states,
+            **options,
+        )
+        out = attend_dense(view) if policy is None else policy.attend(view)
+        return out[:, :, 0][None]
+
+
+@dataclass
+class Flow:
+    """The state of one forward pass; hooks and the attention function read it.
+
+    Attributes:
+        policy: What attends in the place of dense attention; None: dense.
+        rows: How attention sees the flat tokens; None in a plain forward call of the model.
+        decode: Phase of each flat token, bool [tokens]; None in a plain forward call.
+        positions: Position of each flat token in its sequence, [tokens].
+        prompts: Length of the prefill part of each flat token's sequence, [tokens].
+    """
+
+    policy: AttentionPolicy | None = None
+    rows: PackedRows | Lanes | None = None
+    decode: torch.Tensor | None = None
+    positions: torch.Tensor | None = None
+    prompts: torch.Tensor | None = None

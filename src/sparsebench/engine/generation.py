@@ -1,0 +1,181 @@
+"""Generation: prompts as a tree, then one lane for each sequence, refilled as sequences end."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from sparsebench.engine import trie
+from sparsebench.engine.flow import Lanes
+from sparsebench.engine.forward import TreeRun, step
+from sparsebench.identity import seed_of
+
+if TYPE_CHECKING:
+    from sparsebench.systems.causal_lm import CausalLM
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is chosen; greedy at temperature 0."""
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What is to be continued.
+
+    Attributes:
+        tokens: The prompt, at least one token.
+        prefill: Tokens that run in the prefill phase; the rest of the prompt runs in decode, query by query.
+        until: The text ends before the first of these strings.
+        limit: Most tokens to generate.
+        stop_tokens: Token ids that end the text.
+        sampling: How tokens are chosen.
+    """
+
+    tokens: Sequence[int]
+    prefill: int
+    until: tuple[str, ...]
+    limit: int
+    stop_tokens: frozenset[int]
+    sampling: Sampling = Sampling()
+
+
+@dataclass
+class _Lane:
+    request: int
+    node: int
+    generated: list[int] = field(default_factory=list)
+
+
+class Generator:
+    """Continue prompts, as many at a time as `system.lanes` allows."""
+
+    def __init__(self, system: CausalLM, prompts: Sequence[Prompt]) -> None:
+        self.system = system
+        self.prompts = prompts
+        self.texts = [""] * len(prompts)
+        self.tokens: list[list[int]] = [[] for _ in prompts]
+        sequences = [trie.TokenSequence(np.asarray(p.tokens, dtype=np.int64), p.prefill) for p in prompts]
+        self.nodes = trie.build(sequences, share=system.prefix_invariant)
+        wanted = [np.array([len(node.tokens) - 1]) if node.sequences else None for node in self.nodes]
+        self.run_tree = TreeRun(system, self.nodes, wanted, keep_leaves=True)
+
+    def run(self) -> list[str]:
+        """The generated texts, in the order of the prompts."""
+        if not self.prompts:
+            return []
+        room = max(len(p.tokens) + p.limit for p in self.prompts)
+        count = max(1, min(self.system.lanes_for(room), len(self.prompts)))
+        lanes = Lanes(count, room)
+        free = deque(range(count))
+        active: dict[int, _Lane] = {}
+        waiting: deque[tuple[int, int, int]] = deque()  # request, node, first token
+        chunks = self.run_tree.chunks()
+        exhausted = False
+        while True:
+            # Prompts are computed only as lanes come free, so that their keys do not pile up.
+            while not exhausted and len(waiting) < len(free):
+                chunk = next(chunks, None)
+                if chunk is None:
+                    exhausted = True
+                    break
+                self._prefill(chunk, waiting)
+            while waiting and free:
+                self._admit(lanes, free, active, *waiting.popleft())
+            if not active:
+                if exhausted and not waiting:
+                    return self.texts
+                continue
+            self._step(lanes, free, active)
+
+    def _prefill(self, chunk: list[int], waiting: deque[tuple[int, int, int]]) -> None:
+        def first_tokens(node: int, offsets: np.ndarray, logits: torch.Tensor) -> None:
+            for request in self.nodes[node].sequences:
+                token = self._choose(logits[-1:], [request])[0]
+                waiting.append((request, node, token))
+
+        self.run_tree.run_chunk(chunk, first_tokens)
+
+    def _admit(
+        self, lanes: Lanes, free: deque[int], active: dict[int, _Lane], request: int, node: int, token: int
+    ) -> None:
+        lane = _Lane(request, node, [token])
+        if not self._finished(lane):
+            place = free.popleft()
+            slots = torch.from_numpy(self.run_tree.slots_of(node)).to(self.system.device)
+            lanes.load(self.run_tree.store, place, slots)
+            active[place] = lane
+        self._leave(lane)
+
+    def _leave(self, lane: _Lane) -> None:
+        """The keys of a prompt are in its lane, or not needed: the tree may drop them."""
+        node = self.nodes[lane.node]
+        node.sequences = [s for s in node.sequences if s != lane.request]
+        if not node.sequences:
+            self.run_tree.release(lane.node)
+
+    def _step(self, lanes: Lanes, free: deque[int], active: dict[int, _Lane]) -> None:
+        places = sorted(active)
+        device = self.system.device
+        current = [active[p] for p in places]
+        prompts = [self.prompts[lane.request] for lane in current]
+        ids = torch.tensor([lane.generated[-1] for lane in current], device=device)
+        lengths = torch.tensor(
+            [len(p.tokens) + len(lane.generated) for p, lane in zip(prompts, current, strict=True)], device=device
+        )
+        states = [[self.nodes[i].state for i in self.run_tree.path(lane.node)] for lane in current]
+        lanes.step(torch.tensor(places, device=device), lengths, states)
+        self.system.count_decode(lengths)
+        logits = step(self.system, lanes, ids, lengths, torch.tensor([p.prefill for p in prompts], device=device))
+        chosen = self._choose(logits, [lane.request for lane in current])
+        for place, lane, token in zip(places, current, chosen, strict=True):
+            lane.generated.append(token)
+            if self._finished(lane):
+                del active[place]
+                free.append(place)
+
+    def _choose(self, logits: torch.Tensor, requests: list[int]) -> list[int]:
+        best: list[int] = logits.argmax(dim=-1).tolist()
+        for row, request in enumerate(requests):
+            sampling = self.prompts[request].sampling
+            if sampling.temperature > 0:
+                best[row] = _sample(logits[row], sampling, request, len(self.tokens[request]))
+        for row, request in enumerate(requests):
+            self.tokens[request].append(best[row])
+        return best
+
+    def _finished(self, lane: _Lane) -> bool:
+        prompt = self.prompts[lane.request]
+        ended = lane.generated[-1] in prompt.stop_tokens
+        tokens = lane.generated[:-1] if ended else lane.generated
+        text = self.system.decode_tokens(tokens)
+        cuts = [text.find(stop) for stop in prompt.until if stop and stop in text]
+        if not (ended or cuts or len(lane.generated) >= prompt.limit):
+            return False
+        self.texts[lane.request] = text[: min(cuts)] if cuts else text
+        self.tokens[lane.request] = tokens
+        return True
+
+
+def _sample(logits: torch.Tensor, sampling: Sampling, request: int, place: int) -> int:
+    """Draw a token; the draw depends on the request and the place only, not on what else is in the batch."""
+    scaled = logits.float() / sampling.temperature
+    if sampling.top_k > 0:
+        scaled[scaled < scaled.topk(min(sampling.top_k, len(scaled))).values[-1]] = -torch.inf
+    probabilities = torch.softmax(scaled, dim=-1).cpu().double()
+    if sampling.top_p < 1:
+        ranked, order = probabilities.sort(descending=True)
+        outside = ranked.cumsum(0) - ranked >= sampling.top_p
+        probabilities[order[outside]] = 0
+    generator = torch.Generator().manual_seed(seed_of("sampling", sampling.seed, request, place))
+    return int(torch.multinomial(probabilities, 1, generator=generator))

@@ -1,0 +1,95 @@
+"""Log-likelihoods of token sequences: what lm-eval's `loglikelihood` and perplexity windows need."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from sparsebench.engine import trie
+from sparsebench.engine.forward import TreeRun
+
+if TYPE_CHECKING:
+    from sparsebench.systems.causal_lm import CausalLM
+
+LOGIT_ROWS = 512
+"""Rows of logits that are turned into float32 log-probabilities at a time."""
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A sequence whose last `scored` tokens are to be scored.
+
+    Attributes:
+        tokens: Prompt and continuation, [length].
+        scored: How many tokens at the end are scored; each is predicted from all before it.
+        prefill: Tokens that run in the prefill phase; the others run in decode.
+    """
+
+    tokens: Sequence[int]
+    scored: int
+    prefill: int
+
+
+@dataclass
+class TokenScores:
+    """What a model says of the scored tokens of one sequence.
+
+    Attributes:
+        logprobs: Natural-log probability of each scored token, float64 [scored].
+        greedy: Whether each is the model's first choice, bool [scored].
+    """
+
+    logprobs: np.ndarray
+    greedy: np.ndarray
+
+
+def score(system: CausalLM, requests: Sequence[Scored]) -> list[TokenScores]:
+    """Score sequences, computing common beginnings once.
+
+    The last token of a sequence is never fed, since nothing is predicted from it.
+    """
+    results = [TokenScores(np.full(r.scored, np.nan), np.zeros(r.scored, dtype=bool)) for r in requests]
+    # A sequence of one token has nothing before its scored token; the caller puts a prefix token there.
+    sequences = [
+        trie.TokenSequence(np.asarray(r.tokens[:-1], dtype=np.int64), min(r.prefill, len(r.tokens) - 1)) for r in requests
+    ]
+    nodes = trie.build(sequences, share=system.prefix_invariant)
+    wanted, targets = _targets(nodes, requests)
+    run = TreeRun(system, nodes, wanted)
+
+    def collect(node: int, offsets: np.ndarray, logits: torch.Tensor) -> None:
+        for first in range(0, len(offsets), LOGIT_ROWS):
+            part = torch.log_softmax(logits[first : first + LOGIT_ROWS].float(), dim=-1)
+            best = part.argmax(dim=-1)
+            for row in range(part.shape[0]):
+                for request, place, token in targets[node][int(offsets[first + row])]:
+                    results[request].logprobs[place] = float(part[row, token])
+                    results[request].greedy[place] = int(best[row]) == token
+
+    run.run(collect)
+    return results
+
+
+def _targets(
+    nodes: list[trie.Node], requests: Sequence[Scored]
+) -> tuple[list[np.ndarray | None], list[dict[int, list[tuple[int, int, int]]]]]:
+    """For each node the offsets that predict scored tokens, and what they predict: (request, place, token)."""
+    targets: list[dict[int, list[tuple[int, int, int]]]] = [{} for _ in nodes]
+    for index, node in enumerate(nodes):
+        for request in node.sequences:
+            wanted = requests[request]
+            first = len(wanted.tokens) - wanted.scored  # index of the first scored token
+            at: int = index
+            for place in range(wanted.scored - 1, -1, -1):
+                position = first + place - 1
+                while nodes[at].start > position:
+                    at = nodes[at].parent
+                offset = position - nodes[at].start
+                token = int(wanted.tokens[first + place])
+                targets[at].setdefault(offset, []).append((request, place, token))
+    wanted_offsets = [np.array(sorted(t), dtype=np.int64) if t else None for t in targets]
+    return wanted_offsets, targets

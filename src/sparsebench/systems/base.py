@@ -1,0 +1,23 @@
+"""What every system has."""
+
+from __future__ import annotations
+
+from abc import ABC
+from typing import Any
+
+
+class System(ABC):
+    """The thing under test.
+
+    Attributes:
+        ref: The reference it was loaded from, or `memory:NAME`.
+        fingerprint: Hash of what determines its answers (weights); part of every cell's identity.
+    """
+
+    kind: str
+    ref: str
+    fingerprint: str
+
+    def describe(self) -> dict[str, Any]:
+        """Facts for the record, as plain data."""
+        return {"kind": self.kind, "ref": self.ref, "fingerprint": self.fingerprint}

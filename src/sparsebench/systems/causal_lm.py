@@ -1,0 +1,198 @@
+"""A causal language model with its tokenizer, as the engine and the adapters use it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+
+from sparsebench.engine.flow import Flow
+from sparsebench.systems.base import System
+from sparsebench.systems.counters import Counters
+
+if TYPE_CHECKING:
+    from sparsebench.cost import ModelShape
+    from sparsebench.engine.attention import AttentionPolicy
+    from sparsebench.engine.trie import Node
+
+
+@dataclass(frozen=True)
+class LinearSite:
+    """One linear layer inside the decoder blocks.
+
+    Attributes:
+        name: Its name in the model, `model.layers.0.mlp.up_proj`.
+        module: The module; its `weight` is [out, in], or [in, out] where `transposed` (GPT-2's Conv1D).
+        block: Index of the decoder block.
+    """
+
+    name: str
+    module: torch.nn.Module
+    block: int
+    transposed: bool
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """The weight as [out, in]; a view, writing to it writes to the model."""
+        weight = self.module.get_parameter("weight")
+        return weight.T if self.transposed else weight
+
+    @property
+    def role(self) -> str:
+        """Last part of the name: `q_proj`, `down_proj`."""
+        return self.name.rsplit(".", 1)[-1]
+
+
+class CausalLM(System):
+    """A causal language model under test.
+
+    Args:
+        model: A transformers causal LM; it is put into evaluation mode.
+        tokenizer: Its tokenizer.
+        ref: Where it comes from.
+        fingerprint: Hash of its weights; computed when empty.
+        base_precision: What the weights were before they became this dtype ("4-bit, dequantised"; "bfloat16").
+        batch_tokens: Tokens of one forward pass.
+        max_lanes: Most sequences generated at a time.
+    """
+
+    kind = "causal-lm"
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        ref: str = "memory:model",
+        fingerprint: str = "",
+        base_precision: str = "",
+        batch_tokens: int = 2048,
+        max_lanes: int = 64,
+    ) -> None:
+        self.model = model.eval()
+        self.tokenizer = tokenizer
+        self.ref = ref
+        self.fingerprint = fingerprint or hash_weights(model)
+        self.batch_tokens = batch_tokens
+        self.max_lanes = max_lanes
+        self.flow: Flow | None = None
+        self.policy: AttentionPolicy | None = None
+        self.prefix_invariant = True
+        self.decode_from_context_end = False
+        self.counters = Counters()
+        parameter = next(model.parameters())
+        self.dtype: torch.dtype = parameter.dtype
+        self.device: torch.device = parameter.device
+        self.base_precision = base_precision or str(self.dtype).removeprefix("torch.")
+
+    @property
+    def config(self) -> Any:
+        """The text model's configuration."""
+        get = getattr(self.model.config, "get_text_config", None)
+        return get() if get is not None else self.model.config
+
+    @cached_property
+    def blocks(self) -> list[torch.nn.Module]:
+        """The decoder blocks: the longest list of modules that hold linear layers."""
+        lists = [m for m in self.model.modules() if isinstance(m, torch.nn.ModuleList) and _holds_linear(m)]
+        return list(max(lists, key=len)) if lists else []
+
+    @cached_property
+    def linears(self) -> list[LinearSite]:
+        """Linear layers of the decoder blocks, in order; embeddings and LM head are none of them."""
+        names = {id(module): name for name, module in self.model.named_modules()}
+        return [
+            LinearSite(names[id(module)], module, index, type(module).__name__ == "Conv1D")
+            for index, block in enumerate(self.blocks)
+            for module in block.modules()
+            if _is_linear(module)
+        ]
+
+    @cached_property
+    def shape(self) -> ModelShape:
+        """Sizes that the cost model needs."""
+        from sparsebench.cost import ModelShape
+
+        return ModelShape.of(self)
+
+    def describe(self) -> dict[str, Any]:
+        """Facts for the record."""
+        return {
+            **super().describe(),
+            "architecture": type(self.model).__name__,
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "base_precision": self.base_precision,
+            "device": str(self.device),
+            "parameters": sum(p.numel() for p in self.model.parameters()),
+        }
+
+    def decode_tokens(self, tokens: Sequence[int]) -> str:
+        """Text of generated tokens, without special tokens."""
+        text: str = self.tokenizer.decode(list(tokens), skip_special_tokens=True)
+        return text
+
+    def lanes_for(self, length: int) -> int:
+        """Sequences of `length` tokens that are generated at a time."""
+        return max(1, min(self.max_lanes, 64 * self.batch_tokens // max(length, 1)))
+
+    def count_tokens(self, nodes: Iterable[Node]) -> None:
+        """Count tokens and dense attention pairs of nodes about to run."""
+        for node in nodes:
+            pairs = sum_of_pairs(node.start, len(node.tokens))
+            self.counters.tokens("decode" if node.decode else "prefill", len(node.tokens), pairs)
+
+    def count_decode(self, lengths: torch.Tensor) -> None:
+        """Count one decode step over sequences of these lengths, [lanes]."""
+        self.counters.tokens("decode", len(lengths), int(lengths.sum()))
+
+    @contextmanager
+    def acting(self, decode: bool, prefix_invariant: bool, policy: AttentionPolicy | None = None) -> Iterator[None]:
+        """Declare what an attached adapter needs of the engine.
+
+        Args:
+            decode: It acts in decode, so the question and the last prompt token run as decode.
+            prefix_invariant: Whether prefixes may be shared while it is attached.
+            policy: What attends in the place of dense attention.
+        """
+        before = (self.decode_from_context_end, self.prefix_invariant, self.policy)
+        self.decode_from_context_end |= decode
+        self.prefix_invariant &= prefix_invariant
+        self.policy = policy or self.policy
+        try:
+            yield
+        finally:
+            self.decode_from_context_end, self.prefix_invariant, self.policy = before
+
+
+def sum_of_pairs(start: int, count: int) -> int:
+    """Causal (query, key) pairs of `count` queries from position `start` on."""
+    return count * start + count * (count + 1) // 2
+
+
+def _is_linear(module: torch.nn.Module) -> bool:
+    return isinstance(module, torch.nn.Linear) or type(module).__name__ == "Conv1D"
+
+
+def _holds_linear(modules: torch.nn.ModuleList) -> bool:
+    return len(modules) > 0 and all(any(_is_linear(m) for m in module.modules()) for module in modules)
+
+
+def hash_weights(model: Any) -> str:
+    """sha256 over names, shapes, dtypes and bytes of all weights; of large tensors an even sample of bytes.
+
+    A tensor above 16 MiB contributes 1 MiB in evenly spaced pieces, so that hashing takes seconds on any model.
+    """
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+        data = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
+        if data.numel() > 2**24:
+            rows = data[: data.numel() // 256 * 256].reshape(-1, 256)
+            data = rows[:: max(1, rows.shape[0] // 4096)]
+        digest.update(data.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()

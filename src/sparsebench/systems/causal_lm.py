@@ -85,6 +85,8 @@ class CausalLM(System):
         self.prefix_invariant = True
         self.decode_from_context_end = False
         self.counters = Counters()
+        self.memory: dict[str, Any] = {}
+        """What callers keep with the system for as long as it is loaded: calibration statistics, prompts, plans."""
         parameter = next(model.parameters())
         self.dtype: torch.dtype = parameter.dtype
         self.device: torch.device = parameter.device

@@ -1,0 +1,138 @@
+"""SparseBench from Python."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sparsebench.adapters.base import Sparsity
+from sparsebench.errors import InputError
+from sparsebench.plan import PlannedCell, cell_of_stack
+from sparsebench.records import SystemSpec
+from sparsebench.store import Store
+from sparsebench.suite import Suite
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def run(
+    suite: str | Suite,
+    out: str | PathLike[str] | None = None,
+    model: str | None = None,
+    *,
+    limit: int | None = None,
+    executor: str = "inline",
+    workers: int = 2,
+    device: str | None = None,
+) -> pd.DataFrame:
+    """Run a suite and return its tidy table: one row for each (cell, phase, metric).
+
+    Args:
+        suite: A suite's name, the path of its YAML, or a `Suite`.
+        out: Results folder; `results/<suite>` when None.
+        model: Reference that replaces the suite's language model.
+        limit: Samples of each task at most.
+        executor: `inline` or `process`.
+        workers: Processes of the process executor.
+        device: `cpu`, `cuda`; None: cuda where there is one.
+
+    Raises:
+        InputError: Something about the suite or a reference is wrong; nothing was run.
+    """
+    from sparsebench.reports import collect
+    from sparsebench.run import run_suite
+
+    folder = Path(out) if out is not None else None
+    outcome = run_suite(suite, folder, model, limit=limit, executor=executor, workers=workers, device=device)
+    return collect(outcome.folder)
+
+
+def evaluate(
+    model: Any,
+    tokenizer: Any,
+    tasks: Sequence[str],
+    *,
+    methods: Sequence[Sparsity | Sequence[Sparsity]] = (),
+    calibration: str = "prose",
+    limit: int | None = None,
+    name: str = "model",
+    out: str | PathLike[str] | None = None,
+    batch_tokens: int = 2048,
+) -> pd.DataFrame:
+    """Evaluate a model that is in memory, as it is and under sparse methods; the tidy table.
+
+    The model's own weights and attention are back when this returns, bit for bit.
+
+    Args:
+        model: A transformers causal LM; its dtype and device are kept.
+        tokenizer: Its tokenizer.
+        tasks: Task names; lm-eval's as `lm-eval:NAME`.
+        methods: Methods at budgets from `adapters.create`, or lists of them to be stacked. The dense model always runs.
+        calibration: Text that calibrated methods read: `prose`, `wikitext2-train`, `c4-sample`.
+        limit: Samples of each task at most.
+        name: What the table calls the model.
+        out: Results folder to keep; a temporary one when None.
+        batch_tokens: Tokens of one forward pass.
+
+    Raises:
+        InputError: No task, or one that does not run on a language model.
+    """
+    from sparsebench.reports import collect
+    from sparsebench.systems.causal_lm import CausalLM
+
+    if not tasks:
+        raise InputError("no task to evaluate", "tasks=['facts-short', 'prose-perplexity']")
+    system = CausalLM(model, tokenizer, ref=f"memory:{name}", batch_tokens=batch_tokens)
+    stacks: list[list[Sparsity]] = [[], *([m] if isinstance(m, Sparsity) else list(m) for m in methods)]
+    with tempfile.TemporaryDirectory() as temporary:
+        store = Store.create(out if out is not None else temporary)
+        _evaluate(system, stacks, tasks, calibration, limit, store)
+        table = collect(store.root)
+    return table
+
+
+def _evaluate(
+    system: Any, stacks: list[list[Sparsity]], tasks: Sequence[str], calibration: str, limit: int | None, store: Store
+) -> None:
+    from sparsebench.calibration_texts import calibration_for
+    from sparsebench.runner import Session, run_cells
+    from sparsebench.suite import CalibrationEntry
+    from sparsebench.tasks import registry
+
+    session = Session(device=str(system.device))
+    dtype = str(system.dtype).removeprefix("torch.")
+    spec = SystemSpec(kind="causal-lm", ref=system.ref, fingerprint=system.fingerprint, dtype=dtype)
+    session.adopt(system, spec)
+    entry = CalibrationEntry(data=calibration).model_dump()
+    calibrated: dict[str, Any] | None = None
+    cells: list[PlannedCell] = []
+    for task in tasks:
+        found = registry.get(task)
+        if found.kind != "lm":
+            raise InputError(f"task {task} does not run on a language model")
+        bound = found.bind(system.tokenizer, limit)
+        session.tasks[bound.spec.id, limit, system.ref] = bound
+        dense: str | None = None
+        for stack in stacks:
+            if any(member.adapter.reads_calibration() for member in stack) and calibrated is None:
+                made = calibration_for(system.tokenizer, entry)
+                calibrated = {**entry, "hash": made.content_hash, "tokens": made.tokens}
+            reads = any(member.adapter.reads_calibration() for member in stack)
+            cell = cell_of_stack(spec, stack, bound, calibrated if reads else None, system.batch_tokens)
+            cell.placement.baseline = dense
+            dense = dense or cell.id
+            cells.append(cell)
+    store.write_suite({"suite": {"suite": "evaluate", "version": 1}, "lock": {}})
+    run_cells([c for c in cells if not store.finished(c.id)], store, session)
+
+
+def read_lm_eval(path: str | PathLike[str]) -> dict[str, pd.DataFrame]:
+    """Samples that lm-eval wrote with `--log_samples`, by task, in SparseBench's form; see `compare` for two of them."""
+    from sparsebench.reports.lm_eval_files import read_samples
+
+    return read_samples(Path(path))
+

@@ -1,0 +1,307 @@
+"""The command line. Exit codes: 0 done, 1 a gate or verification failed, 2 wrong input, 3 some cells failed."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from sparsebench import __version__
+from sparsebench.errors import SparseBenchError
+
+if TYPE_CHECKING:
+    from sparsebench.plan import Plan
+
+app = typer.Typer(
+    name="sparsebench",
+    help="Find out what a sparse method costs and keeps: attention, activation, pruning and retrieval.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+class Executor(StrEnum):
+    """Where cells run."""
+
+    inline = "inline"
+    process = "process"
+
+
+class Kind(StrEnum):
+    """What `list` lists."""
+
+    adapters = "adapters"
+    suites = "suites"
+    tasks = "tasks"
+    models = "models"
+    data = "data"
+
+
+class TableFormat(StrEnum):
+    """Forms of the results table."""
+
+    table = "table"
+    md = "md"
+    csv = "csv"
+    json = "json"
+    latex = "latex"
+    parquet = "parquet"
+
+
+class CheckFormat(StrEnum):
+    """Forms of a check's outcome."""
+
+    text = "text"
+    json = "json"
+    junit = "junit"
+    github = "github"
+    md = "md"
+
+
+SuiteArgument = Annotated[str, typer.Argument(metavar="SUITE", help="A suite by name, or a .yaml file.")]
+ModelOption = Annotated[str | None, typer.Option("--model", metavar="REF", help="hf:org/name, path:DIR or pypi:...; replaces the suite's language model.")]  # fmt: skip
+LimitOption = Annotated[int | None, typer.Option("--limit", min=1, metavar="N", help="At most N samples of each task.")]
+DeviceOption = Annotated[str | None, typer.Option("--device", metavar="D", help="cpu, cuda, cuda:1; default: cuda where there is one.")]  # fmt: skip
+OutOption = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Results folder; default: results/SUITE.")]
+ResultsArgument = Annotated[Path, typer.Argument(metavar="RESULTS", help="A results folder.")]
+
+
+@app.callback(invoke_without_command=True)
+def _root(version: Annotated[bool, typer.Option("--version", help="Print the version and leave.")] = False) -> None:
+    if version:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.command()
+def run(
+    suite: SuiteArgument,
+    out: OutOption = None,
+    model: ModelOption = None,
+    limit: LimitOption = None,
+    executor: Annotated[Executor, typer.Option("--executor", help="inline, or one process for each worker.")] = Executor.inline,
+    workers: Annotated[int, typer.Option("--workers", min=1, help="Processes of the process executor.")] = 2,
+    shard: Annotated[str | None, typer.Option("--shard", metavar="I/N", help="Run part I of N only.")] = None,
+    device: DeviceOption = None,
+    site: Annotated[bool, typer.Option("--site/--no-site", help="Build the site when all is done.")] = True,
+) -> None:
+    """Run a suite; cells that RESULTS holds already are not computed again."""
+    from sparsebench.reports.summary import print_summary
+    from sparsebench.run import run_suite
+
+    outcome = run_suite(
+        suite, out, model, limit=limit, executor=executor.value, workers=workers, shard=shard, device=device, progress=True
+    )
+    print_summary(outcome.folder)
+    if site:
+        from sparsebench.reports.site import build_site
+
+        build_site([outcome.folder], outcome.folder / "site")
+        typer.echo(f"\nThe site: {outcome.folder / 'site' / 'index.html'}")
+    if outcome.interrupted:
+        typer.echo(f"Interrupted; the same command goes on where it stopped ({outcome.left} cells are left).", err=True)
+        raise typer.Exit(130)
+    if outcome.failed:
+        typer.echo(f"{outcome.failed} cells failed; they are in the table. The same command tries them again.", err=True)
+        raise typer.Exit(3)
+
+
+@app.command()
+def plan(
+    suite: SuiteArgument, out: OutOption = None, model: ModelOption = None, limit: LimitOption = None, device: DeviceOption = None
+) -> None:
+    """Cells of a suite, their predicted cost and the power of each comparison; runs nothing."""
+    from sparsebench.run import planned, results_folder
+    from sparsebench.store import Store
+
+    made = planned(suite, model, limit, device)
+    _print_plan(made)
+    folder = results_folder(made.suite, out)
+    Store.create(folder).write_suite({"suite": made.suite.model_dump(mode="json"), "lock": made.lock})
+    typer.echo(f"\nResolved hashes: {folder / 'suite.json'}")
+
+
+@app.command("list")
+def list_(
+    kind: Kind,
+    as_json: Annotated[bool, typer.Option("--json", help="A list of objects.")] = False,
+    family: Annotated[str | None, typer.Option("--family", help="Adapters of one family.")] = None,
+) -> None:
+    """What there is: adapters, suites, tasks, models or data."""
+    from sparsebench.listing import listing
+
+    rows = listing(kind.value, family)
+    if as_json:
+        typer.echo(json.dumps(rows, indent=1, ensure_ascii=False))
+        return
+    _print_rows(rows)
+
+
+@app.command()
+def show(adapter: Annotated[str, typer.Argument(metavar="ADAPTER")]) -> None:
+    """A method's card, knobs and citation."""
+    from sparsebench.listing import card_text
+
+    typer.echo(card_text(adapter))
+
+
+@app.command()
+def report(
+    results: ResultsArgument,
+    format: Annotated[TableFormat, typer.Option("--format")] = TableFormat.table,
+    out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="Write there; parquet needs it.")] = None,
+) -> None:
+    """The results table of a folder."""
+    from sparsebench.reports.summary import print_summary, table_text
+
+    if format is TableFormat.table and out is None:
+        print_summary(results)
+        return
+    text = table_text(results, format.value, out)
+    if out is None:
+        typer.echo(text)
+    else:
+        typer.echo(f"wrote {out}")
+
+
+@app.command("site")
+def site_(
+    results: Annotated[list[Path], typer.Argument(metavar="RESULTS...")],
+    out: Annotated[Path, typer.Option("--out", metavar="DIR")],
+) -> None:
+    """The static leaderboard of one or more results folders."""
+    from sparsebench.reports.site import build_site
+
+    build_site(results, out)
+    typer.echo(f"wrote {out / 'index.html'}")
+
+
+@app.command()
+def check(
+    baseline: Annotated[Path, typer.Option("--baseline", metavar="A")],
+    candidate: Annotated[Path, typer.Option("--candidate", metavar="B")],
+    format: Annotated[CheckFormat, typer.Option("--format")] = CheckFormat.text,
+) -> None:
+    """Compare two results folders; exit 1 when quality or cost got worse."""
+    from sparsebench.reports.check import check as compare_folders
+    from sparsebench.reports.check import render
+
+    outcome = compare_folders(baseline, candidate)
+    typer.echo(render(outcome, format.value))
+    if not outcome.passed:
+        raise typer.Exit(1)
+
+
+@app.command()
+def compare(a: Annotated[Path, typer.Argument(metavar="A")], b: Annotated[Path, typer.Argument(metavar="B")]) -> None:
+    """Two results folders or two lm-eval logs: delta, interval, flips, power, verdict."""
+    from sparsebench.reports.compare import compare_text
+
+    typer.echo(compare_text(a, b))
+
+
+@app.command()
+def verify(results: ResultsArgument) -> None:
+    """Compute every number again from the samples; check hashes, ids and schema."""
+    from sparsebench.reports.verify import render, verify
+
+    findings = verify(results)
+    typer.echo(render(findings))
+    if any(finding.severity == "error" for finding in findings):
+        raise typer.Exit(1)
+
+
+@app.command()
+def doctor() -> None:
+    """Versions, devices, data and models found, and how to mend what is missing."""
+    from sparsebench.doctor import findings
+
+    good = True
+    for finding in findings():
+        good &= finding.good or finding.optional
+        mark = "ok  " if finding.good else ("--  " if finding.optional else "BAD ")
+        typer.echo(f"{mark}{finding.subject}: {finding.state}")
+        if finding.mend and not finding.good:
+            typer.echo(f"      {finding.mend}")
+    if not good:
+        raise typer.Exit(2)
+
+
+def _print_plan(made: Plan) -> None:
+    from rich.table import Table
+
+    from sparsebench.power import comparisons
+    from sparsebench.prediction import predicted_seconds
+
+    console = _console()
+    table = Table(title=f"{made.suite.suite}: {len(made.cells)} cells", title_justify="left", header_style="bold")
+    for name in ("grid", "row", "task", "samples", "TFLOP", "seconds", "cell"):
+        table.add_column(name, justify="right" if name in ("samples", "TFLOP", "seconds") else "left")
+    seconds = predicted_seconds(made)
+    samples = {(b.spec.id, b.spec.limit): b.workload.samples for b in made.tasks.values()}
+    for cell in made.cells:
+        count = samples[cell.spec.task.id, cell.spec.task.limit]
+        time = seconds[cell.id]
+        table.add_row(cell.placement.grid, cell.placement.label, cell.spec.task.id, str(count), f"{cell.flops / 1e12:.1f}",
+                      f"{time:.0f}", cell.id)  # fmt: skip
+    console.print(table)
+    console.print(f"Predicted: {sum(seconds.values()) / 60:.1f} minutes of model time on this machine.\n")
+    power = Table(title="Power of each comparison", title_justify="left", header_style="bold")
+    for name in ("task", "metric", "n", "margin", "can detect", "powered", "n needed"):
+        power.add_column(name, justify="left" if name in ("task", "metric", "powered") else "right")
+    for row in comparisons(made):
+        power.add_row(row.task, row.metric, str(row.n), row.margin, row.detectable, "yes" if row.powered else "no", row.needed)
+    console.print(power)
+
+
+def _print_rows(rows: list[dict[str, Any]]) -> None:
+    from rich.table import Table
+
+    columns = [name for name in rows[0] if name != "summary"] if rows else []
+    table = Table(header_style="bold", box=None, pad_edge=False)
+    for name in columns:
+        table.add_column(name, overflow="fold", no_wrap=name == "id")
+    for row in rows:
+        table.add_row(*(", ".join(row[c]) if isinstance(row[c], list) else str(row[c]) for c in columns))
+    _console().print(table)
+
+
+def _console() -> Any:
+    from rich.console import Console
+
+    return Console(width=None if sys.stdout.isatty() else 140, highlight=False)
+
+
+def main() -> None:
+    """Entry point: errors are said in words, with their exit code."""
+    try:
+        code = app(standalone_mode=False)
+    except SparseBenchError as error:
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        typer.echo("interrupted", err=True)
+        sys.exit(130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    except Exception as error:
+        # Typer's own errors (a wrong option or value) know how to say themselves; anything else is a defect of ours.
+        say = getattr(error, "show", None)
+        if say is None:
+            raise
+        say()
+        sys.exit(2)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+if __name__ == "__main__":
+    main()

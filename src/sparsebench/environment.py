@@ -1,0 +1,78 @@
+"""Where a number was computed: hardware, libraries, commit."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+
+PACKAGES = ("sparsebench", "torch", "transformers", "tokenizers", "lm-eval", "numpy", "scipy", "pandas", "bm25s",
+            "sentence-transformers", "pytrec-eval-terrier")  # fmt: skip
+
+
+@cache
+def packages() -> dict[str, str]:
+    """Versions of the libraries that numbers depend on."""
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+@cache
+def processor() -> str:
+    """The processor's name and how many cores this process may use."""
+    name = platform.processor() or platform.machine()
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            names = [line.partition(":")[2].strip() for line in file if line.startswith("model name")]
+        name = names[0] if names else name
+    except OSError:
+        pass
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return f"{name} x {cores}"
+
+
+def hardware(device: str = "cpu") -> str:
+    """Name of what computes on `device`."""
+    if device.startswith("cuda"):
+        import torch
+
+        return torch.cuda.get_device_name(device)
+    return processor()
+
+
+@cache
+def commit() -> tuple[str | None, bool | None]:
+    """Commit of the source tree that runs, and whether it has changes; (None, None) for an installed package."""
+    here = os.path.dirname(os.path.abspath(__file__))
+    try:
+        top = subprocess.run(["git", "-C", here, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10)
+        if top.returncode:
+            return None, None
+        dirty = subprocess.run(["git", "-C", here, "status", "--porcelain"], capture_output=True, text=True, timeout=20)
+    except (OSError, subprocess.SubprocessError):
+        return None, None
+    return top.stdout.strip(), bool(dirty.stdout.strip())
+
+
+def command() -> str:
+    """The command line, without the folder of the program and with secrets left out."""
+    words = [os.path.basename(sys.argv[0]), *sys.argv[1:]] if sys.argv else []
+    return " ".join(word for word in words if "token" not in word.lower() and "key=" not in word.lower())
+
+
+def peak_memory() -> int | None:
+    """Largest resident memory of this process so far, bytes."""
+    try:
+        import resource
+    except ImportError:
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

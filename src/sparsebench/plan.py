@@ -1,0 +1,334 @@
+"""From a suite to cells: every reference resolved to hashes, every cell with its id, baseline and predicted cost."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel, ConfigDict
+
+from sparsebench import adapters
+from sparsebench.adapters.base import Sparsity
+from sparsebench.budget import Budget
+from sparsebench.errors import InputError
+from sparsebench.identity import cell_id
+from sparsebench.records import CellSpec, MemberSpec, Placement, SystemSpec
+from sparsebench.suite import DENSE, Grid, Member, MethodEntry, Suite, SystemEntry
+
+if TYPE_CHECKING:
+    from sparsebench.tasks.base import BoundTask
+
+PREDICTED_SHARE = 0.4
+"""Share of the matrix-product peak that a forward pass reaches, for predicted times."""
+
+
+class PlannedCell(BaseModel):
+    """A cell to run: plain data, so that a worker elsewhere needs nothing else."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    id: str
+    spec: CellSpec
+    placement: Placement
+    batch_tokens: int = 2048
+    flops: float = 0.0
+    """Predicted, for the order of work and the time left."""
+
+
+@dataclass
+class Plan:
+    """All cells of a suite.
+
+    Attributes:
+        suite: The suite as it is run.
+        cells: In the order of the suite.
+        lock: Hashes that references were resolved to.
+        tasks: Bound tasks, by (task, limit, system name).
+    """
+
+    suite: Suite
+    cells: list[PlannedCell]
+    lock: dict[str, Any]
+    tasks: dict[tuple[str, int | None, str], BoundTask] = field(default_factory=dict)
+
+    def shard(self, index: int, count: int) -> list[PlannedCell]:
+        """Part `index` of `count` (from 1), by id: the same cells on every machine, baselines with their cells."""
+        return [c for c in self.cells if int((c.placement.baseline or c.id)[:8], 16) % count == index - 1]
+
+
+@dataclass(frozen=True)
+class _ResolvedSystem:
+    spec: SystemSpec
+    entry: SystemEntry
+    tokenizer: Any
+    parameters: int
+
+
+def plan(suite: Suite, limit: int | None = None, device: str = "cpu") -> Plan:
+    """Resolve a suite's references and make its cells.
+
+    Args:
+        suite: The suite.
+        limit: Samples of each task at most; replaces the suite's own limits where it is smaller.
+        device: Where the cells will run; decides what dtype `auto` is.
+
+    Raises:
+        MissingError: A model or data set is not to be had.
+        InputError: A reference, a task or a baseline is wrong.
+    """
+    systems = {name: _resolve(entry, device) for name, entry in suite.systems.items() if _used(suite, name)}
+    tasks: dict[tuple[str, int | None, str], BoundTask] = {}
+    calibrations: dict[tuple[str, str], dict[str, Any]] = {}
+    cells: dict[str, PlannedCell] = {}
+    for grid in suite.grids:
+        for cell in _grid_cells(suite, grid, systems, tasks, calibrations, limit, device):
+            cells.setdefault(cell.id, cell)
+    lock = {
+        "systems": {name: s.spec.model_dump(mode="json") for name, s in systems.items()},
+        "tasks": {f"{task} on {system}": bound.spec.model_dump(mode="json") for (task, _, system), bound in tasks.items()},
+        "calibration": {f"{name} for {system}": facts for (name, system), facts in calibrations.items()},
+    }
+    return Plan(suite, list(cells.values()), lock, tasks)
+
+
+def _used(suite: Suite, name: str) -> bool:
+    return any(name == grid.system or any(m.system == name for m in grid.methods) for grid in suite.grids)
+
+
+def _resolve(entry: SystemEntry, device: str) -> _ResolvedSystem:
+    if entry.kind == "lexical":
+        return _ResolvedSystem(SystemSpec(kind="lexical", ref="lexical"), entry, None, 0)
+    from sparsebench.systems.loading import load_tokenizer, model_files, resolve_dtype
+
+    files = model_files(entry.model)
+    weights = sum(p.stat().st_size for p in files.folder.rglob("*") if p.suffix in (".safetensors", ".bin"))
+    if entry.kind == "causal-lm":
+        dtype = str(resolve_dtype(entry.dtype, device)).removeprefix("torch.")
+        tokenizer = load_tokenizer(entry.model)
+    else:
+        dtype = "float32" if entry.dtype == "auto" else entry.dtype
+        tokenizer = None
+    spec = SystemSpec(kind=entry.kind, ref=files.ref, fingerprint=files.fingerprint, dtype=dtype)
+    return _ResolvedSystem(spec, entry, tokenizer, weights // 4)
+
+
+def _grid_cells(
+    suite: Suite,
+    grid: Grid,
+    systems: dict[str, _ResolvedSystem],
+    tasks: dict[tuple[str, int | None, str], BoundTask],
+    calibrations: dict[tuple[str, str], dict[str, Any]],
+    limit: int | None,
+    device: str,
+) -> Iterator[PlannedCell]:
+    methods = list(grid.methods)
+    if grid.baseline == DENSE and not any(m.method == DENSE and m.noise is None for m in methods):
+        methods.insert(0, MethodEntry(method=DENSE))
+    family = _family(methods)
+    for task in grid.tasks:
+        wanted = min((x for x in (task.limit, limit) if x is not None), default=None)
+        made: list[tuple[PlannedCell, MethodEntry]] = []
+        for entry in methods:
+            name = entry.system or grid.system
+            system = systems[name]
+            bound = _bound(tasks, task.task, wanted, name, system)
+            _check_kind(grid, task.task, system)
+            for stack in entry.stacks():
+                for seed in entry.seeds:
+                    calibration = _calibration(suite, grid, calibrations, name, system) if _calibrated(stack) else None
+                    made.append((_cell(suite, grid, family, system, bound, entry, stack, seed, calibration, device), entry))
+        yield from _paired(grid, made)
+
+
+def _bound(
+    tasks: dict[tuple[str, int | None, str], BoundTask], task: str, limit: int | None, name: str, system: _ResolvedSystem
+) -> BoundTask:
+    from sparsebench.tasks import registry
+
+    key = (task, limit, name)
+    if key not in tasks:
+        same = next((b for (t, n, _), b in tasks.items() if (t, n) == key[:2] and system.tokenizer is None), None)
+        tasks[key] = same or registry.get(task).bind(system.tokenizer, limit)
+    return tasks[key]
+
+
+def _check_kind(grid: Grid, task: str, system: _ResolvedSystem) -> None:
+    from sparsebench.tasks import registry
+
+    kind = "lm" if system.spec.kind == "causal-lm" else "retrieval"
+    if registry.get(task).kind != kind:
+        raise InputError(f"grid {grid.name}: task {task} does not run on a {system.spec.kind}")
+
+
+def _family(methods: list[MethodEntry]) -> str:
+    named = [m.method or m.stack[0].method for m in methods]
+    families = Counter(adapters.get(name).card.family for name in named if name != DENSE)
+    return families.most_common(1)[0][0] if families else DENSE
+
+
+def _calibrated(stack: list[Member]) -> bool:
+    return any(adapters.get(member.method).configure(member.knobs).reads_calibration() for member in stack)
+
+
+def _calibration(
+    suite: Suite,
+    grid: Grid,
+    known: dict[tuple[str, str], dict[str, Any]],
+    name: str,
+    system: _ResolvedSystem,
+) -> dict[str, Any]:
+    if grid.calibration is None:
+        raise InputError(
+            f"grid {grid.name} has a method that reads a calibration text, and names none",
+            f"add `calibration:` with one of {', '.join(suite.calibration) or 'those you define'}",
+        )
+    from sparsebench.calibration_texts import calibration_for
+
+    key = (grid.calibration, name)
+    if key not in known:
+        entry = suite.calibration[grid.calibration]
+        made = calibration_for(system.tokenizer, entry.model_dump())
+        known[key] = {**entry.model_dump(), "hash": made.content_hash, "tokens": made.tokens}
+    return known[key]
+
+
+def _cell(
+    suite: Suite,
+    grid: Grid,
+    family: str,
+    system: _ResolvedSystem,
+    bound: BoundTask,
+    entry: MethodEntry,
+    stack: list[Member],
+    seed: int,
+    calibration: dict[str, Any] | None,
+    device: str,
+) -> PlannedCell:
+    spec_system, batch = _changed(system, entry, device)
+    members = [
+        Sparsity(adapters.get(m.method).configure(m.knobs), Budget.from_dict(m.budget) if m.budget else None) for m in stack
+    ]
+    cell = cell_of_stack(spec_system, members, bound, calibration, batch, seed)
+    cell.placement.suite, cell.placement.suite_version = suite.suite, suite.version
+    cell.placement.grid, cell.placement.family = grid.name, family
+    cell.flops = 2.0 * system.parameters * (bound.workload.prefill + bound.workload.decode)
+    return cell
+
+
+def cell_of_stack(
+    system: SystemSpec,
+    stack: Sequence[Sparsity],
+    bound: BoundTask,
+    calibration: dict[str, Any] | None,
+    batch_tokens: int,
+    seed: int = 0,
+) -> PlannedCell:
+    """One cell: a system under a stack on a task.
+
+    Args:
+        system: The system.
+        stack: Methods at budgets; none: dense.
+        bound: The task with its rows.
+        calibration: The calibration set's entry and hash, where a method reads one.
+        batch_tokens: Tokens of one forward pass; no part of the identity.
+        seed: The methods' seed; a method's own knob `seed`, where it has one and it is not 0, goes before it.
+    """
+    configured = [member.adapter for member in stack]
+    seed = next((s for a in configured if (s := getattr(a, "seed", 0))), seed)
+    members = [
+        MemberSpec(
+            method=m.adapter.card.id,
+            version=m.adapter.card.version,
+            knobs={k: v for k, v in m.adapter.config.items() if k != "seed"},
+            budget=m.budget.to_dict() if m.budget else None,
+        )
+        for m in stack
+    ]
+    spec = CellSpec(
+        system=system,
+        stack=members,
+        task=bound.spec,
+        mode=_mode(configured),
+        protocol=bound.protocol,
+        calibration=calibration,
+        seed=seed,
+    )
+    label = " + ".join(member.label for member in stack) or DENSE
+    card = configured[-1].card if configured else None
+    role = card.role if card else ("noise" if system.replica else "baseline")
+    placement = Placement(
+        suite="evaluate",
+        suite_version=1,
+        grid="evaluate",
+        family=card.family if card else DENSE,
+        baseline=None,
+        role=role,
+        label=f"{label} ({system.replica})" if system.replica else label,
+        config=" ".join(f"{k}={v}" for a in configured for k, v in _changed_knobs(a).items()),
+        facts={"budgets": [m.budget.label for m in stack if m.budget], **_facts(configured)},
+    )
+    return PlannedCell(id=cell_id(spec.plain()), spec=spec, placement=placement, batch_tokens=batch_tokens)
+
+
+def _changed(system: _ResolvedSystem, entry: MethodEntry, device: str) -> tuple[SystemSpec, int]:
+    change = entry.noise
+    if change is None:
+        return system.spec, system.entry.batch_tokens
+    from sparsebench.systems.loading import resolve_dtype
+
+    dtype = system.spec.dtype
+    if change.dtype is not None:
+        dtype = str(resolve_dtype(change.dtype, device)).removeprefix("torch.")
+    batch = change.batch_tokens or system.entry.batch_tokens
+    replica = f"A/A {dtype}" if dtype != system.spec.dtype else f"A/A batch {batch}"
+    return system.spec.model_copy(update={"dtype": dtype, "replica": replica}), batch
+
+
+def _mode(stack: list[adapters.Adapter]) -> Any:
+    modes = [getattr(a, "mode", a.card.modes[0]) for a in stack]
+    return "executed" if all(mode == "executed" for mode in modes) else "simulated"
+
+
+def _changed_knobs(adapter: adapters.Adapter) -> dict[str, Any]:
+    return {
+        name: getattr(adapter, name)
+        for name, info in type(adapter).model_fields.items()
+        if getattr(adapter, name) != info.get_default(call_default_factory=True)
+    }
+
+
+def _facts(stack: list[adapters.Adapter]) -> dict[str, Any]:
+    """What makes two rows with one name different: in every row, whatever its value."""
+    facts: dict[str, Any] = {}
+    for adapter in stack:
+        facts.setdefault("unit", adapter.card.unit)
+        for name in ("compare_group", "stats_pass", "scope", "phase", "ratios", "share"):
+            if name in type(adapter).model_fields:
+                facts[name] = getattr(adapter, name)
+        if adapter.card.deviations:
+            facts["deviations"] = list(adapter.card.deviations)
+    return facts
+
+
+def _paired(grid: Grid, made: list[tuple[PlannedCell, MethodEntry]]) -> Iterator[PlannedCell]:
+    """Give every cell the baseline of its system and task."""
+    for cell, entry in made:
+        wanted = entry.baseline or grid.baseline
+        if not wanted or cell.placement.label == wanted:
+            cell.placement.role = "baseline" if cell.placement.label == wanted else cell.placement.role
+            yield cell
+            continue
+        found = [other for other, _ in made if other.placement.label == wanted and _same_system(cell, other, wanted)]
+        if not found:
+            labels = sorted({other.placement.label for other, _ in made})
+            raise InputError(f"grid {grid.name}: no row {wanted!r} to compare with", f"rows: {', '.join(labels)}")
+        cell.placement.baseline = found[0].id
+        yield cell
+
+
+def _same_system(cell: PlannedCell, other: PlannedCell, wanted: str) -> bool:
+    if wanted != DENSE:
+        return True
+    return (cell.spec.system.ref, cell.spec.system.fingerprint) == (other.spec.system.ref, other.spec.system.fingerprint)

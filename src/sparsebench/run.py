@@ -1,0 +1,189 @@
+"""Running a suite from start to end: plan, skip what is stored, execute, report progress."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sparsebench.errors import InputError
+from sparsebench.executors import EXECUTORS, Stop
+from sparsebench.plan import Plan, PlannedCell, plan
+from sparsebench.store import Store
+from sparsebench.suite import Suite, load_suite
+
+if TYPE_CHECKING:
+    from sparsebench.runner import CellDone
+
+
+@dataclass(frozen=True)
+class RunOutcome:
+    """What came of a run.
+
+    Attributes:
+        folder: The results folder.
+        done: Cells computed now.
+        skipped: Cells that were stored already.
+        failed: Cells that failed now.
+        left: Cells that were not begun.
+        interrupted: Whether the user stopped it.
+    """
+
+    folder: Path
+    done: int
+    skipped: int
+    failed: int
+    left: int
+    interrupted: bool
+
+
+def results_folder(suite: Suite, out: Path | None) -> Path:
+    """Where a suite's results go."""
+    return out if out is not None else Path("results") / suite.suite
+
+
+def planned(suite: str | Suite, model: str | None = None, limit: int | None = None, device: str | None = None) -> Plan:
+    """A suite's plan, with `model` in the place of its language model."""
+    loaded = suite if isinstance(suite, Suite) else load_suite(suite)
+    if model is not None:
+        loaded = loaded.with_model(model)
+    return plan(loaded, limit, chosen_device(device))
+
+
+def chosen_device(device: str | None) -> str:
+    """`device`, or cuda where there is one.
+
+    Raises:
+        InputError: There is no such device.
+    """
+    import torch
+
+    if device is None:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"no device {device!r} here: {str(error).splitlines()[0]}") from None
+    return device
+
+
+def run_suite(
+    suite: str | Suite,
+    out: Path | None = None,
+    model: str | None = None,
+    *,
+    limit: int | None = None,
+    executor: str = "inline",
+    workers: int = 2,
+    shard: str | None = None,
+    device: str | None = None,
+    progress: bool = False,
+) -> RunOutcome:
+    """Run a suite and store its cells.
+
+    Raises:
+        InputError: The suite, a reference or an option is wrong; nothing was run.
+    """
+    device = chosen_device(device)
+    made = planned(suite, model, limit, device)
+    cells = made.cells if shard is None else made.shard(*_shard(shard))
+    store = Store.create(results_folder(made.suite, out))
+    store.write_suite({"suite": made.suite.model_dump(mode="json"), "lock": made.lock})
+    todo = [cell for cell in cells if not store.finished(cell.id)]
+    tally = _Tally(todo, len(cells) - len(todo), progress)
+    with tally, interruptible() as stop:
+        EXECUTORS[executor](todo, store, device, made, workers, tally.on_done, stop)
+    left = len(todo) - tally.done
+    return RunOutcome(store.root, tally.done, len(cells) - len(todo), tally.failed, left, stop.asked and left > 0)
+
+
+def _shard(text: str) -> tuple[int, int]:
+    index, slash, count = text.partition("/")
+    if not (slash and index.isdigit() and count.isdigit() and 1 <= int(index) <= int(count)):
+        raise InputError(f"shard {text!r}: must be I/N with 1 <= I <= N", "--shard 1/4")
+    return int(index), int(count)
+
+
+@contextmanager
+def interruptible() -> Iterator[Stop]:
+    """The first interrupt lets the cell in flight finish; the second stops at once."""
+    stop = Stop()
+
+    def ask(signum: int, frame: Any) -> None:
+        if stop.asked:
+            raise KeyboardInterrupt
+        stop.asked = True
+        print("\nstopping after the cell in flight; once more stops at once", flush=True)
+
+    try:
+        before = signal.signal(signal.SIGINT, ask)
+    except ValueError:  # not in the main thread: whoever runs us handles interrupts
+        yield stop
+        return
+    try:
+        yield stop
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+class _Tally:
+    """Counts finished cells and shows them, with the time left by predicted work."""
+
+    def __init__(self, todo: list[PlannedCell], skipped: int, shown: bool) -> None:
+        self.total = len(todo)
+        self.work = {cell.id: max(cell.flops, 1.0) for cell in todo}
+        self.skipped = skipped
+        self.done = 0
+        self.failed = 0
+        self._bar: Any = None
+        self._task: Any = None
+        self._shown = shown
+
+    def __enter__(self) -> _Tally:
+        if self._shown:
+            from rich.console import Console
+            from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+            console = Console(stderr=True, highlight=False)
+            if self.skipped:
+                console.print(f"{self.skipped} cells are stored already.")
+            self._bar = Progress(
+                TextColumn("{task.fields[cells]}"),
+                BarColumn(),
+                TimeElapsedColumn(),
+                TextColumn("{task.fields[left]}"),
+                TextColumn("{task.description}"),
+                console=console,
+                transient=False,
+            )
+            self._bar.start()
+            total = sum(self.work.values())
+            self._task = self._bar.add_task("loading", total=total or 1, cells=f"0/{self.total}", left="")
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def on_done(self, done: CellDone) -> None:
+        """A cell is finished."""
+        self.done += 1
+        self.failed += done.status != "ok"
+        if self._bar is None:
+            return
+        if done.error:
+            self._bar.console.print(f"[red]failed[/red] {done.label} on {done.task}: {done.error.splitlines()[0]}")
+        task = self._bar.tasks[0]
+        completed = task.completed + self.work.get(done.id, 1.0)
+        elapsed = task.elapsed or 0.0
+        left = elapsed * (task.total - completed) / completed if completed else 0.0
+        self._bar.update(
+            self._task,
+            completed=completed,
+            description=f"{done.label}, {done.task}",
+            cells=f"{self.done}/{self.total}",
+            left=f"{int(left) // 60}:{int(left) % 60:02d} left" if self.done < self.total else "",
+        )

@@ -1,0 +1,303 @@
+"""Running cells: a model loads once, a method is prepared once for all budgets, a stack is attached once for all tasks."""
+
+from __future__ import annotations
+
+import gc
+import json
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from itertools import groupby
+from typing import TYPE_CHECKING, Any
+
+from sparsebench import adapters, environment
+from sparsebench.adapters.base import Prepared, Sparsity, attached
+from sparsebench.budget import Budget
+from sparsebench.errors import SparseBenchError
+from sparsebench.records import CellRecord, CellSpec, Environment, MetricValue, Outcome, SystemSpec
+from sparsebench.store import Store
+
+if TYPE_CHECKING:
+    from sparsebench.adapters.calibration import Calibration
+    from sparsebench.plan import PlannedCell
+    from sparsebench.systems.base import System
+    from sparsebench.tasks.base import BoundTask, TaskResult
+
+
+@dataclass(frozen=True)
+class CellDone:
+    """What the caller hears of a finished cell."""
+
+    id: str
+    label: str
+    task: str
+    status: str
+    seconds: float
+    flops: float
+    error: str | None = None
+
+
+OnDone = Callable[[CellDone], None]
+
+
+@dataclass
+class Session:
+    """What stays loaded between cells: one system at a time, its tasks and prepared methods.
+
+    Attributes:
+        device: Where models run.
+        executor: Name for the record.
+        tasks: Tasks already bound, by (task, limit, system reference, dtype-free).
+    """
+
+    device: str = "cpu"
+    executor: str = "inline"
+    tasks: dict[tuple[str, int | None, str], BoundTask] = field(default_factory=dict)
+    system: System | None = None
+    key: tuple[str, str, str] | None = None
+    prepared: dict[str, Prepared] = field(default_factory=dict)
+    calibrations: dict[str, Calibration] = field(default_factory=dict)
+
+    def load(self, cell: PlannedCell) -> System:
+        """The cell's system; the one before it goes first."""
+        wanted = cell.spec.system
+        key = (wanted.kind, wanted.ref, wanted.dtype)
+        if self.key != key or self.system is None:
+            self.unload()
+            self.system = load_system(wanted.kind, wanted.ref, wanted.dtype, self.device)
+            self.key = key
+        if hasattr(self.system, "batch_tokens"):
+            self.system.batch_tokens = cell.batch_tokens
+        return self.system
+
+    def adopt(self, system: System, spec: SystemSpec) -> None:
+        """Take a system that is in memory already."""
+        self.system, self.key = system, (spec.kind, spec.ref, spec.dtype)
+
+    def unload(self) -> None:
+        """Drop the system and all that depends on it."""
+        self.system, self.key = None, None
+        self.prepared.clear()
+        self.calibrations.clear()
+        gc.collect()
+
+    def task(self, cell: PlannedCell, system: System) -> BoundTask:
+        """The cell's task, bound to the system's tokenizer."""
+        from sparsebench.tasks import registry
+
+        spec = cell.spec.task
+        key = (spec.id, spec.limit, system.ref)
+        if key not in self.tasks:
+            self.tasks[key] = registry.get(spec.id).bind(getattr(system, "tokenizer", None), spec.limit)
+        bound = self.tasks[key]
+        if bound.spec != spec:
+            raise SparseBenchError(f"task {spec.id} is not what was planned: its data or definition changed meanwhile")
+        return bound
+
+    def calibration(self, cell: PlannedCell, system: Any) -> Calibration | None:
+        """The cell's calibration text."""
+        entry = cell.spec.calibration
+        if entry is None:
+            return None
+        from sparsebench.calibration_texts import calibration_for
+
+        key = json.dumps(entry, sort_keys=True)
+        if key not in self.calibrations:
+            self.calibrations[key] = calibration_for(system.tokenizer, entry)
+        return self.calibrations[key]
+
+
+def load_system(kind: str, ref: str, dtype: str, device: str) -> System:
+    """A system from its specification."""
+    if kind == "causal-lm":
+        from sparsebench.systems.loading import load_causal_lm
+
+        return load_causal_lm(ref, dtype, device)
+    from sparsebench.systems.retrieval import load_retrieval_system
+
+    return load_retrieval_system(kind, ref, dtype, device)
+
+
+def run_cells(
+    cells: Iterable[PlannedCell],
+    store: Store,
+    session: Session,
+    on_done: OnDone | None = None,
+    stopped: Callable[[], bool] = lambda: False,
+) -> None:
+    """Run cells and store each as soon as it is finished; failures are stored too.
+
+    Args:
+        cells: Cells to run; those that the store holds already should be left out by the caller.
+        store: Where results go.
+        session: What stays loaded.
+        on_done: Hears of each finished cell.
+        stopped: Asked before each cell; once it says yes, no further cell is begun.
+    """
+    for group in grouped(cells):
+        _run_group(group, store, session, on_done or (lambda done: None), stopped)
+
+
+def grouped(cells: Iterable[PlannedCell]) -> Iterator[list[PlannedCell]]:
+    """Cells with the same system, stack and seed together, systems together, dense first."""
+    ordered = sorted(cells, key=_group_key)
+    for _, group in groupby(ordered, key=_group_key):
+        yield list(group)
+
+
+def _group_key(cell: PlannedCell) -> tuple[Any, ...]:
+    spec = cell.spec
+    stack = json.dumps([m.model_dump(mode="json") for m in spec.stack], sort_keys=True)
+    methods = json.dumps([[m.method, m.knobs] for m in spec.stack], sort_keys=True)
+    system = (spec.system.kind, spec.system.ref, spec.system.dtype)
+    calibration = json.dumps(spec.calibration, sort_keys=True)
+    return (*system, len(spec.stack), methods, calibration, spec.seed, cell.batch_tokens, stack)
+
+
+def _run_group(
+    group: list[PlannedCell], store: Store, session: Session, on_done: OnDone, stopped: Callable[[], bool]
+) -> None:
+    """Cells that differ in their task only."""
+    if stopped():
+        return
+    finished: set[str] = set()
+    first = group[0]
+    try:
+        system = session.load(first)
+        stack = stack_of(first.spec)
+        calibration = session.calibration(first, system)
+        before = _weights(system)
+        with attached(system, stack, calibration, session.prepared) as (sparse, prepared):
+            after = _weights(sparse) if stack else before
+            for cell in group:
+                if stopped():
+                    return
+                done = _run_cell(cell, sparse, stack, prepared, (before, after), store, session)
+                finished.add(cell.id)
+                on_done(done)
+    except Exception as error:
+        for cell in group:
+            if cell.id not in finished:
+                on_done(_store_failure(cell, error, store, session))
+
+
+def stack_of(spec: CellSpec) -> list[Sparsity]:
+    """The adapters of a cell; the method's seed goes to the knob `seed` of those that have one."""
+    members = []
+    for member in spec.stack:
+        method = adapters.get(member.method)
+        knobs = dict(member.knobs)
+        if "seed" in method.model_fields:
+            knobs["seed"] = spec.seed
+        members.append(Sparsity(method.configure(knobs), Budget.from_dict(member.budget) if member.budget else None))
+    return members
+
+
+def _run_cell(
+    cell: PlannedCell,
+    system: System,
+    stack: list[Sparsity],
+    prepared: list[Prepared],
+    weights: tuple[Any, Any],
+    store: Store,
+    session: Session,
+) -> CellDone:
+    from sparsebench.realised import outcome_of
+
+    started = datetime.now(UTC)
+    start = time.perf_counter()
+    try:
+        bound = session.task(cell, system)
+        result, replans = _evaluate(bound, system)
+        seconds = time.perf_counter() - start
+        outcome = outcome_of(system, stack, weights, bound, result, seconds)
+        outcome.metrics = [
+            MetricValue(metric=m, value=finite(m.value(result.samples)), n=int(result.samples[m.column].notna().sum()))
+            for m in bound.metrics
+        ]
+        outcome.prepare_seconds = sum(p.seconds for p in prepared)
+        outcome.prepare_tokens = sum(p.tokens for p in prepared)
+        outcome.peak_memory = environment.peak_memory()
+        outcome.facts = {**result.facts, **{k: v for p in prepared for k, v in p.facts.items()}}
+    except Exception as error:
+        return _store_failure(cell, error, store, session)
+    samples = result.samples
+    if not all(fact.publish_text for fact in bound.data):
+        samples = samples.drop(columns=[c for c in ("target",) if c in samples])
+    record = CellRecord(
+        cell=cell.id, placement=cell.placement, outcome=outcome, system=system.describe(), data=bound.data
+    )
+    store.write(cell.spec, record, _environment(cell, session, system, started, replans), samples)
+    task = cell.spec.task.id
+    return CellDone(cell.id, cell.placement.label, task, "ok", time.perf_counter() - start, cell.flops)
+
+
+def finite(value: float | None) -> float | None:
+    """JSON has no infinities: a perplexity beyond all numbers is stored as the largest float."""
+    if value is None or value != value:
+        return None
+    return max(min(value, 1.7e308), -1.7e308)
+
+
+def _evaluate(bound: BoundTask, system: Any) -> tuple[TaskResult, int]:
+    """Evaluate; when memory runs out, halve the batch and begin anew. Returns how often that was."""
+    replans = 0
+    while True:
+        if hasattr(system, "counters"):
+            system.counters.reset()
+        try:
+            return bound.evaluate(system), replans
+        except (MemoryError, RuntimeError) as error:
+            if not _out_of_memory(error) or getattr(system, "batch_tokens", 0) < 128:
+                raise
+            system.batch_tokens //= 2
+            system.max_lanes = max(1, system.max_lanes // 2)
+            replans += 1
+            gc.collect()
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    text = str(error).lower()
+    return isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text
+
+
+def _store_failure(cell: PlannedCell, error: Exception, store: Store, session: Session) -> CellDone:
+    message = f"{type(error).__name__}: {error}"
+    outcome = Outcome(status="failed", error=message[:2000], retryable=_out_of_memory(error))
+    record = CellRecord(cell=cell.id, placement=cell.placement, outcome=outcome)
+    store.write(cell.spec, record, _environment(cell, session, None, datetime.now(UTC), 0), None)
+    return CellDone(cell.id, cell.placement.label, cell.spec.task.id, "failed", 0.0, cell.flops, message)
+
+
+def _weights(system: System) -> Any:
+    if system.kind != "causal-lm":
+        return None
+    from sparsebench.systems.weights import weight_sparsity
+
+    return weight_sparsity(system)  # type: ignore[arg-type]
+
+
+def _environment(
+    cell: PlannedCell, session: Session, system: Any, started: datetime, replans: int
+) -> Environment:
+    import platform
+
+    import torch
+
+    commit, dirty = environment.commit()
+    return Environment(
+        hardware=environment.hardware(session.device),
+        device=session.device,
+        threads=torch.get_num_threads(),
+        platform=f"{platform.system()} {platform.machine()}",
+        python=platform.python_version(),
+        packages=environment.packages(),
+        commit=commit,
+        dirty=dirty,
+        command=environment.command(),
+        executor=session.executor,
+        batch_tokens=getattr(system, "batch_tokens", cell.batch_tokens),
+        batch_replans=replans,
+        started=started.isoformat(timespec="seconds"),
+    )

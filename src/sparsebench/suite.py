@@ -1,0 +1,299 @@
+"""A suite: a YAML grid of cells, and what to conclude from them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from sparsebench import adapters
+from sparsebench.budget import KINDS, Budget
+from sparsebench.errors import InputError, UnknownNameError
+from sparsebench.yaml_source import YamlSource, parse_yaml, read_yaml, validate
+
+DENSE = "dense"
+
+
+class _Entry(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class SystemEntry(_Entry):
+    """A system under test."""
+
+    kind: Literal["causal-lm", "sparse-encoder", "dense-encoder", "lexical"] = "causal-lm"
+    model: str = ""
+    """Reference; none for `lexical`."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """`auto`: bfloat16 where the processor computes in it, else float32."""
+    base_precision: str = ""
+    """What the weights were before they became this dtype, when the reference does not say."""
+    batch_tokens: int = Field(default=2048, ge=16)
+
+    @model_validator(mode="after")
+    def _has_model(self) -> SystemEntry:
+        if self.kind != "lexical" and not self.model:
+            raise InputError(f"a {self.kind} needs a model", "model: hf:org/name, path:DIR or pypi:package==version#path")
+        return self
+
+
+class CalibrationEntry(_Entry):
+    """The text that calibrated methods read."""
+
+    data: str
+    """Name of a data set with text: `prose`, `wikitext2-train`, `c4-sample`."""
+    sequences: int = Field(default=64, ge=1)
+    length: int = Field(default=512, ge=2)
+    seed: int = 0
+
+
+class TaskEntry(_Entry):
+    """A task in a grid."""
+
+    task: str
+    limit: int | None = Field(default=None, ge=1)
+
+
+class Member(_Entry):
+    """One member of a stack."""
+
+    method: str
+    knobs: dict[str, Any] = Field(default_factory=dict)
+    budget: dict[str, float | int | str] | None = None
+
+    @model_validator(mode="after")
+    def _known(self) -> Member:
+        _check(self.method, self.knobs, self.budget)
+        return self
+
+
+class MethodEntry(_Entry):
+    """A method with the budgets to run it at, a stack of methods, or the dense system run another way."""
+
+    method: str = ""
+    knobs: dict[str, Any] = Field(default_factory=dict)
+    budgets: dict[str, list[float | int | str]] = Field(default_factory=dict)
+    stack: list[Member] = Field(default_factory=list)
+    seeds: list[int] = Field(default_factory=lambda: [0])
+    system: str = ""
+    """Another system than the grid's."""
+    noise: SystemChange | None = None
+    """Dense again, at another dtype or batch: the noise floor (A/A)."""
+    baseline: str = ""
+    """Label of the row to compare with, where it is not the grid's."""
+
+    @field_validator("budgets", mode="before")
+    @classmethod
+    def _lists(cls, value: Any) -> Any:
+        return {k: v if isinstance(v, list) else [v] for k, v in value.items()} if isinstance(value, dict) else value
+
+    @model_validator(mode="after")
+    def _known(self) -> MethodEntry:
+        if bool(self.method) == bool(self.stack):
+            raise InputError("name a method or a stack of methods, one of the two")
+        if self.method and self.method != DENSE:
+            for budget in self.budget_list() or [None]:
+                _check(self.method, self.knobs, budget)
+        if self.noise is not None and self.method != DENSE:
+            raise InputError("only the dense system has a noise row")
+        return self
+
+    def budget_list(self) -> list[dict[str, float | int | str]]:
+        """Each budget by itself."""
+        return [{kind: value} for kind, values in self.budgets.items() for value in values]
+
+    def stacks(self) -> Iterator[list[Member]]:
+        """The stacks that this entry stands for; dense is the empty one."""
+        if self.stack:
+            yield self.stack
+        elif self.method == DENSE:
+            yield []
+        else:
+            for budget in self.budget_list() or [None]:
+                yield [Member(method=self.method, knobs=self.knobs, budget=budget)]
+
+
+class SystemChange(_Entry):
+    """How the noise row differs from the dense one."""
+
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] | None = None
+    batch_tokens: int | None = Field(default=None, ge=16)
+
+
+class Grid(_Entry):
+    """Methods x budgets x tasks on one system."""
+
+    name: str
+    system: str
+    tasks: list[TaskEntry] = Field(min_length=1)
+    methods: list[MethodEntry] = Field(min_length=1)
+    calibration: str | None = None
+    baseline: str = DENSE
+    """Label of the row that the others are paired with; `` for none."""
+
+    @field_validator("tasks", mode="before")
+    @classmethod
+    def _short_tasks(cls, value: Any) -> Any:
+        return [{"task": v} if isinstance(v, str) else v for v in value] if isinstance(value, list) else value
+
+    @field_validator("methods", mode="before")
+    @classmethod
+    def _short_methods(cls, value: Any) -> Any:
+        return [{"method": v} if isinstance(v, str) else v for v in value] if isinstance(value, list) else value
+
+
+class Margin(_Entry):
+    """What loss is still acceptable, fixed before the run."""
+
+    relative: float | None = Field(default=None, gt=0)
+    """Share of the baseline's value; for perplexity a ratio of 1 + relative."""
+    points: float | None = Field(default=None, gt=0)
+    """Absolute."""
+
+    @model_validator(mode="after")
+    def _one(self) -> Margin:
+        if (self.relative is None) == (self.points is None):
+            raise InputError("a margin is relative or in points, one of the two")
+        return self
+
+
+class Conclude(_Entry):
+    """What the suite concludes, and by which rule."""
+
+    alpha: float = Field(default=0.05, gt=0, lt=0.5)
+    power: float = Field(default=0.8, gt=0.5, lt=1)
+    margins: dict[str, dict[str, Margin]] = Field(default_factory=lambda: {"*": {"*": Margin(relative=0.05)}})
+    """By task and metric; `*` stands for all others."""
+    discordance: float = Field(default=0.1, gt=0, lt=1)
+    """Share of changed answers that `plan` assumes for the power of binary metrics."""
+    spread: float = Field(default=0.1, gt=0)
+    """Standard deviation of paired differences that `plan` assumes for continuous metrics."""
+    resamples: int = Field(default=10_000, ge=100)
+
+    def margin(self, task: str, metric: str) -> Margin | None:
+        """The margin of a metric of a task; None where the suite declares none."""
+        for t in (task, "*"):
+            for m in (metric, "*"):
+                if m in self.margins.get(t, {}):
+                    return self.margins[t][m]
+        return None
+
+
+class Suite(_Entry):
+    """A validated suite."""
+
+    suite: str = Field(pattern=r"^[a-z0-9]+([-.][a-z0-9]+)*$")
+    version: int = Field(ge=1)
+    title: str = ""
+    description: str = ""
+    seed: int = 0
+    systems: dict[str, SystemEntry]
+    calibration: dict[str, CalibrationEntry] = Field(default_factory=dict)
+    grids: list[Grid] = Field(min_length=1)
+    conclude: Conclude = Conclude()
+
+    def with_model(self, reference: str) -> Suite:
+        """The suite with every causal LM replaced by `reference`."""
+        systems = {
+            name: s.model_copy(update={"model": reference, "base_precision": ""}) if s.kind == "causal-lm" else s
+            for name, s in self.systems.items()
+        }
+        return self.model_copy(update={"systems": systems})
+
+
+def _check(method: str, knobs: dict[str, Any], budget: dict[str, float | int | str] | None) -> None:
+    """Whether the registry has that method, its card that budget and its class those knobs."""
+    adapter = adapters.get(method).configure(knobs)
+    if budget is not None:
+        adapter.check_budget(Budget.from_dict(budget))
+
+
+def names() -> list[str]:
+    """Suites that come with the package."""
+    folder = files("sparsebench.suites")
+    return sorted(p.name.removesuffix(".yaml") for p in folder.iterdir() if p.name.endswith(".yaml"))
+
+
+def load_suite(name: str) -> Suite:
+    """A suite by name, or from a `.yaml` file.
+
+    Raises:
+        InputError: No such suite, or one that is wrong; the message has file, line and key.
+    """
+    if name.endswith((".yaml", ".yml")) or "/" in name:
+        return from_source(read_yaml(Path(name)))
+    if name not in names():
+        raise UnknownNameError("suite", name, names())
+    text = files("sparsebench.suites").joinpath(f"{name}.yaml").read_text(encoding="utf-8")
+    return from_source(parse_yaml(text, f"{name}.yaml"))
+
+
+def from_source(source: YamlSource) -> Suite:
+    """Validate a parsed suite, references between its parts included.
+
+    Raises:
+        InputError: It is wrong; the message has file, line and key.
+    """
+    if not isinstance(source.data, dict):
+        raise source.error((), "a suite is a mapping of keys", "see `sparsebench show-suite quickstart`")
+    _check_methods(source)
+    suite = validate(Suite, source)
+    for g, grid in enumerate(suite.grids):
+        _known(source, ("grids", g, "system"), "system", grid.system, suite.systems)
+        if grid.calibration is not None:
+            _known(source, ("grids", g, "calibration"), "calibration", grid.calibration, suite.calibration)
+        for m, method in enumerate(grid.methods):
+            if method.system:
+                _known(source, ("grids", g, "methods", m, "system"), "system", method.system, suite.systems)
+    return suite
+
+
+def _known(source: YamlSource, place: tuple[str | int, ...], kind: str, name: str, valid: Any) -> None:
+    if name not in valid:
+        wrong = UnknownNameError(kind, name, valid)
+        raise source.error(place, wrong.message, wrong.hint)
+
+
+def _check_methods(source: YamlSource) -> None:
+    """Method names, knobs and budgets first: their own messages are better than a validator's."""
+    for place, entry in _method_places(source.data):
+        method = entry if isinstance(entry, str) else entry.get("method")
+        if not isinstance(method, str) or method == DENSE:
+            continue
+        knobs = {} if isinstance(entry, str) else entry.get("knobs") or {}
+        budgets: Any = {} if isinstance(entry, str) else entry.get("budgets") or entry.get("budget") or {}
+        try:
+            _check(method, knobs if isinstance(knobs, dict) else {}, None)
+        except InputError as error:
+            key = "knobs" if "knob" in error.message and not isinstance(entry, str) else "method"
+            raise source.error((*place, key) if not isinstance(entry, str) else place, error.message, error.hint) from None
+        for kind, values in budgets.items() if isinstance(budgets, dict) else ():
+            for value in values if isinstance(values, list) else [values]:
+                where = (*place, "budgets" if "budgets" in entry else "budget", kind)
+                if kind not in KINDS:
+                    wrong = UnknownNameError("budget", str(kind), KINDS)
+                    raise source.error(where, wrong.message, wrong.hint)
+                try:
+                    _check(method, knobs, {kind: value})
+                except InputError as error:
+                    raise source.error(where, error.message, error.hint) from None
+
+
+def _method_places(data: dict[str, Any]) -> Iterator[tuple[tuple[str | int, ...], Any]]:
+    grids = data.get("grids")
+    for g, grid in enumerate(grids if isinstance(grids, list) else []):
+        methods = grid.get("methods") if isinstance(grid, dict) else None
+        for m, entry in enumerate(methods if isinstance(methods, list) else []):
+            place: tuple[str | int, ...] = ("grids", g, "methods", m)
+            if isinstance(entry, str):
+                yield place, entry
+            elif isinstance(entry, dict):
+                if "method" in entry:
+                    yield place, entry
+                members = entry.get("stack")
+                for k, member in enumerate(members if isinstance(members, list) else []):
+                    if isinstance(member, dict):
+                        yield (*place, "stack", k), member

@@ -1,0 +1,262 @@
+"""From a model reference to a system: finding the files, converting GGUF once, choosing the dtype."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sparsebench.data.cache import cache_folder, publish, staging
+from sparsebench.data.digests import sha256_file, sha256_path
+from sparsebench.data.references import HubReference, PypiReference, parse
+from sparsebench.data.sources import locate
+from sparsebench.errors import InputError, MissingError
+
+if TYPE_CHECKING:
+    import torch
+
+    from sparsebench.systems.causal_lm import CausalLM
+
+CONVERSION = 1
+"""Version of the GGUF conversion; part of the name under which it is cached."""
+
+CAUSAL = ("ForCausalLM", "LMHeadModel")
+WEIGHTS = (".safetensors", ".bin", ".gguf", ".pt", ".pth")
+
+
+@dataclass(frozen=True)
+class ModelFiles:
+    """A model on this machine.
+
+    Attributes:
+        ref: Canonical reference.
+        folder: Folder with configuration, weights and tokenizer, as transformers reads it.
+        fingerprint: Of the weights: a file's sha256, a hub commit, or a hash of the folder.
+        base_precision: What the weights were stored in, where the files say.
+    """
+
+    ref: str
+    folder: Path
+    fingerprint: str
+    base_precision: str = ""
+
+
+def model_files(ref: str) -> ModelFiles:
+    """Files of a model, fetched and, from GGUF, converted if need be.
+
+    Raises:
+        InputError: The text is no reference.
+        MissingError: The model is not to be had; the message says what was tried.
+    """
+    reference = parse(ref)
+    located = locate(reference, kind="model")
+    path = located.path
+    if path.is_file() and path.suffix == ".gguf":
+        fingerprint = _cached_digest(path)
+        return ModelFiles(str(reference), _converted(path, fingerprint), fingerprint, gguf_precision(path))
+    if path.is_file():
+        raise InputError(f"{ref}: {path.name} is no model", "give a folder in the form of transformers, or a .gguf file")
+    if isinstance(reference, HubReference):
+        return ModelFiles(located.source, path, located.source)
+    if isinstance(reference, PypiReference):
+        return ModelFiles(str(reference), path, sha256_path(path))
+    return ModelFiles(str(reference), path, _folder_fingerprint(path))
+
+
+def load_causal_lm(ref: str, dtype: str = "auto", device: str = "cpu", batch_tokens: int = 2048) -> CausalLM:
+    """A causal LM under test.
+
+    Args:
+        ref: Model reference.
+        dtype: `auto`, `float32`, `bfloat16` or `float16`.
+        device: `cpu`, `cuda`, `cuda:1`.
+        batch_tokens: Tokens of one forward pass.
+
+    Raises:
+        InputError: It is no causal LM.
+        MissingError: It is not to be had.
+    """
+    from sparsebench.systems.causal_lm import CausalLM
+
+    files = model_files(ref)
+    chosen = resolve_dtype(dtype, device)
+    model, tokenizer = _load(files, chosen)
+    if getattr(tokenizer, "eos_token_id", None) is None:
+        raise InputError(f"{ref}: its tokenizer has no end-of-text token")
+    return CausalLM(
+        model.to(device),
+        tokenizer,
+        files.ref,
+        files.fingerprint,
+        files.base_precision or str(chosen).removeprefix("torch."),
+        batch_tokens,
+    )
+
+
+def load_tokenizer(ref: str) -> Any:
+    """The tokenizer alone."""
+    files = model_files(ref)
+    llama2c = _llama2c(files.folder)
+    if llama2c is not None:
+        from sparsebench.systems import llama2c as reader
+
+        return reader.load_tokenizer(llama2c[1])
+    from transformers import AutoTokenizer
+
+    with quiet():
+        return AutoTokenizer.from_pretrained(files.folder)
+
+
+def resolve_dtype(name: str, device: str = "cpu") -> torch.dtype:
+    """The dtype that a name means here; `auto` is bfloat16 where the processor computes in it.
+
+    Raises:
+        InputError: No such dtype.
+    """
+    import torch
+
+    if name == "auto":
+        if device.startswith("cuda"):
+            return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+        return torch.bfloat16 if torch.ops.mkldnn._is_mkldnn_bf16_supported() else torch.float32
+    found = getattr(torch, name, None)
+    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+        raise InputError(f"dtype {name!r}: not one of auto, float32, bfloat16, float16")
+    return found
+
+
+def gguf_precision(path: Path) -> str:
+    """`4-bit, dequantised`: the commonest bits of a GGUF file's large tensors."""
+    from collections import Counter
+
+    from gguf import GGUFReader
+
+    bits: Counter[str] = Counter()
+    for tensor in GGUFReader(str(path)).tensors:
+        if len(tensor.shape) > 1:
+            name = tensor.tensor_type.name
+            digits = "".join(c for c in name[:3] if c.isdigit())
+            bits["16-bit" if name in ("F16", "BF16") else f"{digits}-bit"] += int(tensor.n_elements)
+    commonest = bits.most_common(1)[0][0] if bits else "32-bit"
+    return commonest if commonest in ("16-bit", "32-bit") else f"{commonest}, dequantised"
+
+
+def _load(files: ModelFiles, dtype: torch.dtype) -> tuple[Any, Any]:
+    llama2c = _llama2c(files.folder)
+    if llama2c is not None:
+        from sparsebench.systems import llama2c as reader
+
+        return reader.load(files.folder, dtype)
+    _check_causal(files)
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    try:
+        with quiet():
+            model = AutoModelForCausalLM.from_pretrained(files.folder, dtype=dtype)
+            return model, AutoTokenizer.from_pretrained(files.folder)
+    except (ValueError, OSError, RuntimeError, KeyError) as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise InputError(f"{files.ref} does not load as a causal language model: {first}") from error
+
+
+def _llama2c(folder: Path) -> tuple[Path, Path] | None:
+    if (folder / "config.json").exists():
+        return None
+    from sparsebench.systems import llama2c
+
+    return llama2c.find(folder)
+
+
+def _check_causal(files: ModelFiles) -> None:
+    config = files.folder / "config.json"
+    if not config.exists():
+        raise MissingError(
+            f"{files.ref}: no config.json in {files.folder}", "give the folder that transformers' save_pretrained wrote"
+        )
+    try:
+        data = json.loads(config.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{config}: not JSON ({error})") from None
+    kinds = data.get("architectures") if isinstance(data, dict) else None
+    if isinstance(kinds, list) and kinds and not any(str(kind).endswith(CAUSAL) for kind in kinds):
+        raise InputError(
+            f"{files.ref} is a {', '.join(map(str, kinds))}, not a causal language model",
+            "encoders are systems of kind sparse-encoder or dense-encoder",
+        )
+
+
+def _converted(path: Path, fingerprint: str) -> Path:
+    """The folder of a GGUF file's weights as float32 safetensors, made once."""
+    target = cache_folder() / "converted" / f"{fingerprint[:32]}-v{CONVERSION}"
+    if target.exists():
+        return target
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    with staging(target.parent) as aside, quiet():
+        try:
+            options = {"gguf_file": path.name}
+            loaded = AutoModelForCausalLM.from_pretrained(path.parent, dtype=torch.float32, **options)
+            tokenizer = AutoTokenizer.from_pretrained(path.parent, **options)
+        except (ValueError, OSError, RuntimeError, KeyError) as error:
+            raise InputError(f"{path.name} does not convert: {error}") from error
+        config = loaded.config
+        if hasattr(config, "quantization_config"):
+            del config.quantization_config
+        # A model loaded from GGUF calls itself quantised and refuses to be saved; a plain one of its class does not.
+        clean = type(loaded)(config)
+        clean.load_state_dict(loaded.state_dict())
+        clean.save_pretrained(aside)
+        tokenizer.save_pretrained(aside)
+        return publish(aside, target)
+
+
+def _cached_digest(path: Path) -> str:
+    """sha256 of a large file, remembered by path, size and time of change."""
+    stat = path.stat()
+    note = cache_folder() / "digests.json"
+    key = f"{path.resolve()}:{stat.st_size}:{stat.st_mtime_ns}"
+    try:
+        known = json.loads(note.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        known = {}
+    if not isinstance(known, dict) or key not in known:
+        from sparsebench.store import write_json
+
+        known = {**(known if isinstance(known, dict) else {}), key: sha256_file(path)}
+        note.parent.mkdir(parents=True, exist_ok=True)
+        write_json(note, known)
+    return str(known[key])
+
+
+def _folder_fingerprint(folder: Path) -> str:
+    from sparsebench.identity import digest
+
+    files = sorted(p for p in folder.iterdir() if p.is_file() and (p.suffix in WEIGHTS or p.name == "config.json"))
+    if not files:
+        raise MissingError(f"{folder} holds no model weights", f"it should have files ending in {', '.join(WEIGHTS)}")
+    return digest([[p.name, _cached_digest(p)] for p in files])
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """No progress bars and no chatter of the libraries that load models."""
+    from transformers.utils import logging as transformers_logging
+
+    level = transformers_logging.get_verbosity()
+    bars = transformers_logging.is_progress_bar_enabled()
+    root = logging.getLogger("sentence_transformers").level
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    logging.getLogger("sentence_transformers").setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)
+        logging.getLogger("sentence_transformers").setLevel(root)
+        if bars:
+            transformers_logging.enable_progress_bar()

@@ -1,0 +1,1 @@
+"""Tasks: prompts, perplexity, retrieval, and any lm-eval task."""

@@ -1,0 +1,75 @@
+"""A task's definition: a YAML file that says which rows, which prompts, which scorer, which metrics."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from sparsebench.errors import InputError
+from sparsebench.identity import digest
+from sparsebench.metrics import Metric
+
+
+class Prompt(BaseModel):
+    """Sandboxed Jinja templates over a row's fields."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    prompt: str = "{{ prompt }}"
+    context: str = ""
+    """The part of the prompt that a cache method may compress before it sees the question; `` for none."""
+    target: str = "{{ target }}"
+    cluster: str = ""
+    """Unit of resampling; `` when samples are independent."""
+    id: str = ""
+
+
+class TaskDefinition(BaseModel):
+    """What a task is. Its hash is part of every cell's identity."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    task: str = Field(pattern=r"^[a-z0-9]+([-.][a-z0-9]+)*$")
+    version: int = Field(ge=1)
+    title: str
+    description: str = ""
+    family: Literal["knowledge", "language", "long-context", "reasoning", "retrieval"]
+    type: Literal["generate", "choice", "perplexity", "retrieval"]
+    data: list[dict[str, Any]] = Field(default_factory=list)
+    """Alternatives; the first that is there is used."""
+    build: str = ""
+    """Name of the function that makes rows (or a collection) of what `data` holds."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """Arguments of `build`."""
+    template: Prompt = Prompt()
+    generation: dict[str, Any] = Field(default_factory=dict)
+    """`until`, `max_gen_toks`, `ignore_eos`."""
+    scorer: str = ""
+    metrics: list[Metric] = Field(min_length=1)
+    window: int = Field(default=1024, ge=2)
+    """Perplexity: tokens of a window; windows do not overlap."""
+    windows: int | None = Field(default=None, ge=1)
+    """Perplexity: windows at most, evenly spread over the text."""
+    score_from: int = Field(default=1, ge=1)
+    """Perplexity: position of the first scored token of a window."""
+    decode: bool = False
+    """Perplexity: scored tokens run query by query under a method that acts in decode."""
+    license: str = ""
+    publish_text: bool = False
+
+    @model_validator(mode="after")
+    def _complete(self) -> TaskDefinition:
+        if self.type in ("generate", "choice") and not self.scorer:
+            raise InputError(f"task {self.task}: a {self.type} task names its scorer")
+        if self.score_from >= self.window:
+            raise InputError(f"task {self.task}: score_from {self.score_from} leaves nothing of a window of {self.window}")
+        if not any(metric.headline for metric in self.metrics):
+            raise InputError(f"task {self.task}: no metric is the headline", "set headline: true on one")
+        return self
+
+    @property
+    def definition_hash(self) -> str:
+        """Hash of everything here that changes numbers."""
+        shown_only = {"title", "description", "license", "publish_text"}
+        return digest(self.model_dump(mode="json", exclude=shown_only))[:16]

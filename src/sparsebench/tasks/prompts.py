@@ -1,0 +1,160 @@
+"""Tasks with prompts: generation and multiple choice, through the engine's lm-eval interface."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from sparsebench.data.digests import content_hash
+from sparsebench.errors import InputError
+from sparsebench.records import DataFact, TaskSpec
+from sparsebench.tasks.base import BoundTask, Task, TaskResult, Workload
+from sparsebench.tasks.builders import build_rows
+from sparsebench.tasks.definition import TaskDefinition
+from sparsebench.tasks.scorers import choice_scorer, text_scorer
+
+if TYPE_CHECKING:
+    from sparsebench.systems.causal_lm import CausalLM
+
+DEFAULT_LIMIT = 64
+
+
+def even_choice(rows: list[Any], limit: int | None) -> list[Any]:
+    """`limit` rows evenly spread over all; the same ones for every system."""
+    if limit is None or limit >= len(rows):
+        return rows
+    return [rows[i * len(rows) // limit] for i in range(limit)]
+
+
+def rendered(definition: TaskDefinition, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows with `prompt`, `context`, `target`, `cluster` and `sample` rendered in a sandboxed Jinja environment.
+
+    Raises:
+        InputError: A template is malformed, names a field that a row has not, or tries what the sandbox forbids.
+    """
+    from jinja2 import StrictUndefined, TemplateError
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    environment = ImmutableSandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=True, autoescape=False)
+    template = definition.template
+    finished = []
+    try:
+        compiled = {n: environment.from_string(getattr(template, n)) for n in ("prompt", "context", "target", "cluster", "id")}
+        for number, row in enumerate(rows):
+            values = {name: each.render(**row) for name, each in compiled.items()}
+            sample = values.pop("id") or str(row.get("id", number))
+            finished.append({**row, **values, "sample": sample, "cluster": values["cluster"] or sample})
+    except (TemplateError, TypeError) as error:
+        raise InputError(f"task {definition.task}: template: {error}") from None
+    names = [row["sample"] for row in finished]
+    if len(set(names)) != len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise InputError(f"task {definition.task}: the sample id {twice!r} stands twice")
+    return finished
+
+
+class PromptTask(Task):
+    """A generation or multiple-choice task from a definition."""
+
+    kind = "lm"
+
+    def __init__(self, definition: TaskDefinition) -> None:
+        self.definition = definition
+        self.id = definition.task
+        self.title = definition.title
+        self.family = definition.family
+
+    def bind(self, tokenizer: Any, limit: int | None = None) -> BoundPromptTask:
+        """Rows with their prompts rendered."""
+        return BoundPromptTask(self.definition, tokenizer, limit)
+
+
+class BoundPromptTask(BoundTask):
+    """A prompt task with its rows."""
+
+    def __init__(self, definition: TaskDefinition, tokenizer: Any, limit: int | None) -> None:
+        built = build_rows(definition.build, definition.data, definition.options, tokenizer)
+        rows = rendered(definition, built.rows)
+        if not rows:
+            raise InputError(f"task {definition.task}: {built.source} holds no rows")
+        self.definition = definition
+        self.rows = even_choice(rows, limit)
+        self.metrics = list(definition.metrics)
+        self.family = definition.family
+        self.title = definition.title
+        self.protocol = "context" if definition.template.context else "prompt"
+        hashed = content_hash([_evaluated(row) for row in self.rows])
+        self.data = [DataFact(name=definition.task, source=built.source, sha256=built.sha256, license=definition.license,
+                              publish_text=definition.publish_text)]  # fmt: skip
+        self.spec = TaskSpec(
+            id=definition.task,
+            version=definition.version,
+            definition=definition.definition_hash,
+            data=hashed,
+            limit=limit,
+        )
+        characters = sum(len(row["prompt"]) for row in self.rows)
+        limit_tokens = int(definition.generation.get("max_gen_toks", DEFAULT_LIMIT))
+        generated = limit_tokens * len(self.rows) if definition.type == "generate" else 0
+        self.workload = Workload(
+            len(self.rows), characters // 4, generated, len(self.rows), characters // 4 // max(1, len(self.rows))
+        )
+
+    def evaluate(self, system: Any) -> TaskResult:
+        """Generate or score, then apply the scorer to each row."""
+        from sparsebench.engine.lm import SparseLM
+
+        lm = system.memory.setdefault("lm", None) or SparseLM(system)
+        system.memory["lm"] = lm
+        lm.context_field = "context" if self.definition.template.context else None
+        return self._generate(lm) if self.definition.type == "generate" else self._choose(lm)
+
+    def _generate(self, lm: Any) -> TaskResult:
+        from lm_eval.api.instance import Instance
+
+        options = {"max_gen_toks": DEFAULT_LIMIT, "until": ["\n"], **self.definition.generation}
+        requests = [
+            Instance("generate_until", row, (row["prompt"], dict(options)), number, ("", number, 1))
+            for number, row in enumerate(self.rows)
+        ]
+        scorer = text_scorer(self.definition.scorer)
+        responses = lm.generate_until(requests)
+        scores = [scorer(row, response) for row, response in zip(self.rows, responses, strict=True)]
+        return self._result(responses, scores)
+
+    def _choose(self, lm: Any) -> TaskResult:
+        from lm_eval.api.instance import Instance
+
+        requests, owners = [], []
+        for number, row in enumerate(self.rows):
+            for text in row["choices"]:
+                requests.append(Instance("loglikelihood", row, (row["prompt"], f" {text}"), number, ("", number, 1)))
+                owners.append(number)
+        logprobs: list[list[float]] = [[] for _ in self.rows]
+        for owner, (value, _) in zip(owners, lm.loglikelihood(requests), strict=True):
+            logprobs[owner].append(value)
+        scorer = choice_scorer(self.definition.scorer)
+        scores = [scorer(row, values) for row, values in zip(self.rows, logprobs, strict=True)]
+        return self._result([json.dumps([round(v, 5) for v in values]) for values in logprobs], scores)
+
+    def _result(self, responses: list[str], scores: list[dict[str, float]]) -> TaskResult:
+        import pandas as pd
+
+        wanted = {metric.column for metric in self.metrics}
+        frame = pd.DataFrame(
+            {
+                "sample": [row["sample"] for row in self.rows],
+                "cluster": [row["cluster"] for row in self.rows],
+                **{name: [score[name] for score in scores] for name in scores[0] if name in wanted},
+                "response": responses,
+                "target": [str(row["target"]) for row in self.rows],
+            }
+        )
+        return TaskResult(frame)
+
+
+def _evaluated(row: dict[str, Any]) -> dict[str, Any]:
+    """What of a row changes results."""
+    names = ("sample", "cluster", "prompt", "context", "target", "aliases", "answers", "choices", "gold", "prior")
+    return {name: row[name] for name in names if name in row}

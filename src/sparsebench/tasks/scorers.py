@@ -1,0 +1,87 @@
+"""Scorers: pure functions from a row and a response to the numerators of metrics."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from sparsebench.data.answers import first_answer, is_right, normalise
+from sparsebench.errors import UnknownNameError
+
+NAN = math.nan
+Row = Mapping[str, Any]
+
+
+def short_answer(row: Row, response: str) -> dict[str, float]:
+    """Whether the response begins with an accepted answer; see `data.answers.is_right`.
+
+    `correct_non_prior` is the same on items whose answer is not the commonest of their template, `correct_prior` on the
+    others; NaN elsewhere. An answer with no word in it is `empty`, and wrong.
+
+    Args:
+        row: Has `aliases` (or `target`), and `prior` where it is known.
+        response: The generated text.
+    """
+    correct = float(is_right(response, map(str, row.get("aliases") or [row["target"]])))
+    prior = row.get("prior")
+    return {
+        "correct": correct,
+        "correct_non_prior": correct if prior is False else NAN,
+        "correct_prior": correct if prior is True else NAN,
+        "empty": float(not normalise(first_answer(response))),
+    }
+
+
+def contains_answers(row: Row, response: str) -> dict[str, float]:
+    """Share of the expected numbers or words that the response names, each as a whole word; `complete` if all.
+
+    An empty response names none.
+    """
+    found = set(re.findall(r"\w+", normalise(response)))
+    wanted = [normalise(str(answer)) for answer in row["answers"]]
+    hits = sum(1.0 for answer in wanted if answer and set(answer.split()) <= found)
+    return {"recall": hits / len(wanted), "complete": float(hits == len(wanted))}
+
+
+def choice(row: Row, logprobs: list[float]) -> dict[str, float]:
+    """Multiple choice from the choices' log-probabilities.
+
+    `correct`: the gold choice has the highest; `correct_norm`: per character, as lm-eval's acc_norm;
+    `gold_logprob`: its log-probability among the choices, a continuous measure with more power.
+    """
+    gold = int(row["gold"])
+    choices = [str(c) for c in row["choices"]]
+    per_character = [value / max(len(c), 1) for value, c in zip(logprobs, choices, strict=True)]
+    top = max(logprobs)
+    total = top + math.log(sum(math.exp(value - top) for value in logprobs))
+    prior = row.get("prior")
+    correct = float(logprobs[gold] == top and logprobs.index(top) == gold)
+    return {
+        "correct": correct,
+        "correct_norm": float(per_character.index(max(per_character)) == gold),
+        "correct_non_prior": correct if prior is False else NAN,
+        "gold_logprob": logprobs[gold] - total,
+    }
+
+
+TEXT: dict[str, Callable[[Row, str], dict[str, float]]] = {
+    "short-answer": short_answer,
+    "contains-answers": contains_answers,
+}
+CHOICE: dict[str, Callable[[Row, list[float]], dict[str, float]]] = {"choice": choice}
+
+
+def text_scorer(name: str) -> Callable[[Row, str], dict[str, float]]:
+    """A scorer of generated text, by name."""
+    if name not in TEXT:
+        raise UnknownNameError("scorer of generated text", name, TEXT)
+    return TEXT[name]
+
+
+def choice_scorer(name: str) -> Callable[[Row, list[float]], dict[str, float]]:
+    """A scorer of choices, by name."""
+    if name not in CHOICE:
+        raise UnknownNameError("scorer of choices", name, CHOICE)
+    return CHOICE[name]

@@ -52,6 +52,8 @@ class Adapter(BaseModel, ABC):
 
     card: ClassVar[MethodCard]
     needs_calibration: ClassVar[bool] = False
+    accepts: ClassVar[tuple[str, ...]] = ("causal-lm",)
+    """Kinds of systems that the method runs on."""
 
     @abstractmethod
     def attach(self, system: Any, prepared: Prepared, budget: Budget | None) -> AbstractContextManager[Any]:
@@ -94,6 +96,14 @@ class Adapter(BaseModel, ABC):
     def prefix_invariant(self) -> bool:
         """Whether prefixes may be shared with these knobs; the card's word unless a knob changes it."""
         return self.card.prefix_invariant
+
+    def reads_calibration(self) -> bool:
+        """Whether `prepare` reads a calibration text with these knobs."""
+        return self.needs_calibration
+
+    def prepare_depends_on_budget(self) -> bool:
+        """Whether `prepare` must see the budget with these knobs; the card's word unless a knob changes it."""
+        return self.card.prepare_depends_on_budget
 
     @classmethod
     def configure(cls, knobs: dict[str, Any]) -> Self:
@@ -142,7 +152,7 @@ def prepare_timed(
     Raises:
         InputError: The method reads a calibration text and none was given.
     """
-    if adapter.needs_calibration and calibration is None:
+    if adapter.reads_calibration() and calibration is None:
         raise InputError(f"{adapter.card.id} reads a calibration text", "name one in the suite: calibration: ...")
     start = time.perf_counter()
     prepared = adapter.prepare(system, calibration, budget)
@@ -170,7 +180,7 @@ def attached(
         for member in stack:
             adapter, budget = member.adapter, member.budget
             adapter.check_budget(budget)
-            depends = adapter.card.prepare_depends_on_budget
+            depends = adapter.prepare_depends_on_budget()
             key = json.dumps([before, adapter.card.id, adapter.config, budget.to_dict() if budget and depends else None])
             prepared = cache.get(key) if cache is not None else None
             if prepared is None:

@@ -44,6 +44,8 @@ class MethodCard(BaseModel):
 
     id: str = Field(pattern=r"^[a-z0-9]+(-[a-z0-9]+)*$")
     """Unique over all families; the module's file name with `-` for `_`."""
+    version: int = Field(default=1, ge=1)
+    """Raised whenever the same configuration gives other numbers."""
     family: Family
     title: str
     summary: str

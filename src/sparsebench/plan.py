@@ -136,6 +136,7 @@ def _grid_cells(
             bound = _bound(tasks, task.task, wanted, name, system)
             _check_kind(grid, task.task, system)
             for stack in entry.stacks():
+                _check_accepted(grid, stack, system)
                 for seed in entry.seeds:
                     calibration = _calibration(suite, grid, calibrations, name, system) if _calibrated(stack) else None
                     made.append((_cell(suite, grid, family, system, bound, entry, stack, seed, calibration, device), entry))
@@ -160,6 +161,16 @@ def _check_kind(grid: Grid, task: str, system: _ResolvedSystem) -> None:
     kind = "lm" if system.spec.kind == "causal-lm" else "retrieval"
     if registry.get(task).kind != kind:
         raise InputError(f"grid {grid.name}: task {task} does not run on a {system.spec.kind}")
+
+
+def _check_accepted(grid: Grid, stack: list[Member], system: _ResolvedSystem) -> None:
+    for member in stack:
+        accepts = adapters.get(member.method).accepts
+        if system.spec.kind not in accepts:
+            raise InputError(
+                f"grid {grid.name}: {member.method} does not run on a {system.spec.kind}",
+                f"it takes a {' or '.join(accepts)}; give the row a `system:`",
+            )
 
 
 def _family(methods: list[MethodEntry]) -> str:

@@ -100,6 +100,9 @@ class TreeRun:
         places = [start + offset for start, offset in zip(starts, offsets, strict=False) if offset is not None]
         scored = torch.from_numpy(np.concatenate(places) if places else np.zeros(0, dtype=np.int64)).to(device)
         system.count_tokens(nodes)
+        for node, offset in zip(nodes, offsets, strict=True):
+            if offset is not None:
+                system.counters.add("decode.scored" if node.decode else "prefill.scored", len(offset))
         logits = forward(system, flow, ids, positions, scored)
         first = 0
         for index, offset in zip(chunk, offsets, strict=True):

@@ -151,6 +151,7 @@ class CausalLM(System):
     def count_decode(self, lengths: torch.Tensor) -> None:
         """Count one decode step over sequences of these lengths, [lanes]."""
         self.counters.tokens("decode", len(lengths), int(lengths.sum()))
+        self.counters.add("decode.scored", len(lengths))
 
     @contextmanager
     def acting(self, decode: bool, prefix_invariant: bool, policy: AttentionPolicy | None = None) -> Iterator[None]:

@@ -202,10 +202,10 @@ def _mmlu_question(row: Row) -> str:
 
 
 def needles(resolved: Resolved | None, tokenizer: Any, **options: Any) -> list[Row]:
-    """Prompts of exact length with numbers hidden in prose; see `data.embedded.needles`."""
-    from sparsebench.data.embedded.needles import needle_rows
+    """Prompts of exact length with numbers hidden in prose; options as `data.embedded.needles.rows` takes them."""
+    from sparsebench.data.embedded import needles
 
-    return needle_rows(lambda text: tokenizer.encode(text, add_special_tokens=False), **options)
+    return needles.rows(tokenizer.encode, **options)
 
 
 def prose(resolved: Resolved | None, tokenizer: Any, split: str = "evaluation") -> list[Row]:

@@ -1,0 +1,1 @@
+"""Adapters of the activation family: one file a method."""

@@ -1,0 +1,1 @@
+"""Adapters of the attention family: one file a method."""

@@ -1,0 +1,135 @@
+"""From a budget to how many keys each query may read: pure arithmetic.
+
+A share of pairs is met in prefill by one number of keys for the whole prompt: every query reads that many, or all it
+sees where that is fewer, so that the first queries are dense, as with any fixed number. In decode it is a share of what
+each query sees, whatever stands beside it. A fraction of a key is given to that fraction of the queries, by position
+and always to the same ones first: selections at two budgets are nested, and the realised density is the target's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+if TYPE_CHECKING:
+    from sparsebench.budget import Budget
+    from sparsebench.engine.attention import AttentionView
+
+GOLDEN = 0.6180339887498949
+"""Multiples of it, modulo 1, are spread evenly over [0, 1) whatever their number."""
+
+
+@dataclass(frozen=True)
+class Allowance:
+    """How much the queries of one layer may read; one of the three is given.
+
+    Attributes:
+        density: Share of the pairs that dense attention has.
+        tokens: Keys for each query.
+        coverage: Attention mass to keep, by the method's own estimate.
+    """
+
+    density: float | None = None
+    tokens: int | None = None
+    coverage: float | None = None
+
+    @classmethod
+    def of(cls, budget: Budget) -> Allowance:
+        """What a budget allows."""
+        if budget.kind == "sparsity":
+            return cls(density=1 - budget.number)
+        return cls(tokens=int(budget.number)) if budget.kind == "tokens" else cls(coverage=budget.number)
+
+    def beside_dense(self, layers: int, dense: int) -> Allowance:
+        """What is left for the other layers where `dense` of `layers` attend densely.
+
+        A ratio is one over all layers: the others read less than it says. A number of tokens is the layer's own.
+        """
+        if self.density is None or not 0 < dense < layers:
+            return self
+        return Allowance(density=max(0.0, (self.density * layers - dense) / (layers - dense)))
+
+    def counts(self, view: AttentionView, pinned: torch.Tensor | None = None) -> torch.Tensor:
+        """Keys that each query may read, int64 [rows, queries]; at least 1, at most those it sees, 0 where padded.
+
+        Args:
+            view: The rows.
+            pinned: Queries that read all they see and are paid for by the others, bool [rows, queries].
+        """
+        seen = seen_keys(view)
+        if self.tokens is not None:
+            wanted = torch.full_like(seen, self.tokens)
+        elif view.decode:
+            wanted = torch.floor((self.density or 0.0) * seen.double() + dither(view.positions)).long()
+        else:
+            wanted = torch.floor(self._levels(view, pinned)[:, None] + dither(view.positions)).long()
+        if pinned is not None:
+            wanted = torch.where(pinned, seen, wanted)
+        return torch.minimum(wanted.clamp(min=1), seen)
+
+    def _levels(self, view: AttentionView, pinned: torch.Tensor | None) -> torch.Tensor:
+        spans = row_spans(view)
+        last = [0] * len(spans) if pinned is None else pinned.sum(dim=1).tolist()
+        density = self.density if self.density is not None else 1.0
+        levels = [
+            level(start, count, view.window, density, end) for (start, count), end in zip(spans, last, strict=True)
+        ]
+        return torch.tensor(levels, dtype=torch.float64, device=view.positions.device)
+
+
+def dither(positions: torch.Tensor) -> torch.Tensor:
+    """A number in [0, 1) for each position, evenly spread; float64."""
+    return torch.frac((positions.double() + 1) * GOLDEN)
+
+
+def seen_keys(view: AttentionView) -> torch.Tensor:
+    """Keys that dense attention lets each query see, int64 [rows, queries]; 0 where padded."""
+    seen = view.positions + 1
+    return seen if view.window is None else seen.clamp(max=view.window)
+
+
+def row_spans(view: AttentionView) -> list[tuple[int, int]]:
+    """First position and number of the queries of each row; (0, 0) for a row without any."""
+    counts = (view.positions >= 0).sum(dim=1)
+    starts = torch.where(counts > 0, view.positions.max(dim=1).values + 1 - counts, 0)
+    return [(start, count) for start, count in torch.stack([starts, counts], dim=1).tolist()]
+
+
+@lru_cache(maxsize=4096)
+def level(start: int, count: int, window: int | None, density: float, pinned: int = 0) -> float:
+    """The number of keys, a fraction included, with which `count` queries read a share of their pairs.
+
+    Args:
+        start: Position of the first query.
+        count: Queries.
+        window: What a query sees at most.
+        density: Share of pairs to read, the pinned ones included.
+        pinned: So many queries at the end read all that they see.
+    """
+    positions = np.arange(start, start + count)
+    seen = np.minimum(positions + 1, window or start + count)
+    free = seen[: count - pinned]
+    if not len(free):
+        return 1.0
+    target = density * seen.sum() - seen[count - pinned :].sum()
+    spread = np.modf((positions[: count - pinned] + 1.0) * GOLDEN)[0]
+
+    def pairs(keys: float) -> int:
+        return int(np.minimum(free, np.maximum(np.floor(keys + spread), 1)).sum())
+
+    return largest_within(pairs, target, 0.0, float(free.max()))
+
+
+def largest_within(pairs: Callable[[float], float], target: float, low: float, high: float) -> float:
+    """The largest number in [low, high] whose pairs, which rise with it, are at most half a pair above the target."""
+    if pairs(high) <= target + 0.5:
+        return high
+    for _ in range(48):
+        middle = (low + high) / 2
+        low, high = (middle, high) if pairs(middle) <= target + 0.5 else (low, middle)
+    return low

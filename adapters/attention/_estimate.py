@@ -1,0 +1,80 @@
+"""What methods estimate from: attention weights, pooled queries and keys, random numbers that depend on places only."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+from sparsebench.engine.attention import AttentionView, scores
+
+
+def attention_weights(part: AttentionView) -> torch.Tensor:
+    """The weights of dense attention, float32 [rows, heads, queries, keys]; zeros for a padded query.
+
+    With learned sinks they sum to less than 1.
+    """
+    logits = scores(part).masked_fill(~part.visible(), -torch.inf)
+    if part.sinks is not None:
+        sinks = part.sinks.float().reshape(1, -1, 1, 1).expand(*logits.shape[:3], 1)
+        return torch.softmax(torch.cat([logits, sinks], dim=-1), dim=-1)[..., :-1]
+    return torch.softmax(logits, dim=-1).nan_to_num()
+
+
+def last_queries(view: AttentionView, count: int) -> AttentionView:
+    """The last `count` queries of a view without padding, or all where there are fewer."""
+    first = max(0, view.query.shape[2] - count)
+    return replace(view, query=view.query[:, :, first:], positions=view.positions[:, first:], aligned=False)
+
+
+def block_sums(x: torch.Tensor, size: int, dim: int, start: int = 0) -> torch.Tensor:
+    """Sums over blocks of `size` along `dim`; `start` is the place of the first entry in its block.
+
+    The last block, and with `start` the first, may be incomplete.
+    """
+    length = x.shape[dim] + start
+    blocks = (torch.arange(x.shape[dim], device=x.device) + start) // size
+    shape = list(x.shape)
+    shape[dim] = -(-length // size)
+    sums: torch.Tensor = x.new_zeros(shape).index_add(dim, blocks, x)
+    return sums
+
+
+def block_means(x: torch.Tensor, size: int, dim: int, start: int = 0) -> torch.Tensor:
+    """Means over blocks of `size` along `dim`, float32; see `block_sums`."""
+    ones = torch.ones(x.shape[dim], device=x.device)
+    counts = block_sums(ones, size, 0, start)
+    shape = [1] * x.dim()
+    shape[dim] = -1
+    means: torch.Tensor = block_sums(x.float(), size, dim, start) / counts.reshape(shape)
+    return means
+
+
+def uniform(seed: int, *places: int | torch.Tensor) -> torch.Tensor:
+    """Random numbers in [0, 1) that depend on the seed and the places alone, float32, broadcast over the places.
+
+    Each place is mixed in by the finaliser of SplitMix64 (Steele, Lea and Flood, 2014).
+    """
+    state = torch.tensor(_signed(seed * 0x9E3779B97F4A7C15))
+    for place in places:
+        state = _mix(state + (torch.as_tensor(place) + 1) * _signed(0x9E3779B97F4A7C15))
+    numbers: torch.Tensor = (_shifted(state, 40).double() / 2**24).float()
+    return numbers
+
+
+def _signed(number: int) -> int:
+    """A number modulo 2**64 as a signed 64-bit one."""
+    return (number + 2**63) % 2**64 - 2**63
+
+
+def _shifted(x: torch.Tensor, by: int) -> torch.Tensor:
+    """Logical shift to the right."""
+    moved: torch.Tensor = (x >> by) & (2 ** (64 - by) - 1)
+    return moved
+
+
+def _mix(x: torch.Tensor) -> torch.Tensor:
+    x = (x ^ _shifted(x, 30)) * _signed(0xBF58476D1CE4E5B9)
+    x = (x ^ _shifted(x, 27)) * _signed(0x94D049BB133111EB)
+    mixed: torch.Tensor = x ^ _shifted(x, 31)
+    return mixed

@@ -1,0 +1,146 @@
+"""Running a selection: the mask over dense work, and the one place where what attention does is counted."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from sparsebench.adapters.attention._allowance import Allowance, row_spans
+from sparsebench.adapters.attention._selection import Selection, part_of, per_head
+from sparsebench.engine.attention import AttentionPolicy, AttentionView, attend_dense, attend_masked
+
+if TYPE_CHECKING:
+    from sparsebench.adapters.attention.base import AttentionAdapter
+    from sparsebench.adapters.base import Prepared
+    from sparsebench.budget import Budget
+    from sparsebench.systems.causal_lm import CausalLM
+
+MASK_ELEMENTS = 2**24
+"""Rows x heads x queries x keys that are held at a time."""
+TILES = {"prefill": (64, 64), "decode": (1, 16)}
+"""Queries and keys of the tiles that a kernel would run: it skips none of a tile of which one pair is kept."""
+
+
+@dataclass
+class Tally:
+    """Pairs of one view, summed over heads."""
+
+    kept: int = 0
+    union: int = 0
+    tiles: int = 0
+
+
+class SelectivePolicy:
+    """Attends with the keys that a method selects, in the phases in which it acts.
+
+    Args:
+        method: The method.
+        system: Whose counters are filled.
+        prepared: What the method's `prepare` left.
+        budget: How sparse; None where the method takes none.
+        inner: The policy of the member before it in a stack, which attends in the other phases.
+    """
+
+    def __init__(
+        self,
+        method: AttentionAdapter,
+        system: CausalLM,
+        prepared: Prepared,
+        budget: Budget | None,
+        inner: AttentionPolicy | None,
+    ) -> None:
+        self.method = method
+        self.system = system
+        self.shape = system.shape
+        self.phases = method.phases()
+        self.selector = method.selector(prepared)
+        self.inner = inner
+        self.dense_layers = method.dense_layers(self.shape.layers)
+        allowance = Allowance.of(budget) if budget is not None else Allowance()
+        self.allowance = allowance.beside_dense(self.shape.layers, len(self.dense_layers))
+
+    def attend(self, view: AttentionView) -> torch.Tensor:
+        """See `engine.attention.AttentionPolicy`."""
+        phase = "decode" if view.decode else "prefill"
+        if phase not in self.phases:
+            return self.inner.attend(view) if self.inner is not None else self._dense(view, phase)
+        if view.layer in self.dense_layers:
+            self.selector.observe(view, self.allowance)
+            return self._dense(view, phase)
+        selection = self.selector.select(view, self.allowance)
+        out, tally = simulate(view, selection, TILES[phase])
+        self._count(view, phase, tally, selection.index_flops)
+        return out
+
+    def _dense(self, view: AttentionView, phase: str) -> torch.Tensor:
+        pairs = view.dense_pairs()
+        heads, kv_heads = view.query.shape[1], view.key.shape[1]
+        self._count(view, phase, Tally(heads * pairs, kv_heads * pairs, heads * pairs), index_flops=None)
+        return attend_dense(view)
+
+    def _count(self, view: AttentionView, phase: str, tally: Tally, index_flops: float | None) -> None:
+        visible = view.query.shape[1] * view.dense_pairs()
+        index_bytes = 0.0
+        if index_flops is not None:
+            for start, count in row_spans(view):
+                flops, read = self.method.index(self.shape, start, count, view.window)
+                index_flops, index_bytes = index_flops + flops, index_bytes + read
+        counters = self.system.counters
+        counters.attention(phase, tally.kept, visible, tally.union, index_flops or 0.0)
+        counters.add(f"{phase}.attention.tiles", tally.tiles)
+        counters.add(f"{phase}.attention.index_bytes", index_bytes)
+
+
+def simulate(view: AttentionView, selection: Selection, tile: tuple[int, int]) -> tuple[torch.Tensor, Tally]:
+    """Attend over the selected keys through a mask, slice by slice of queries.
+
+    Args:
+        view: The rows.
+        selection: Which keys each query reads; those it does not see are left out here.
+        tile: Queries and keys of the tiles to count.
+
+    Returns:
+        The output [rows, heads, queries, value_dim], and what was read.
+    """
+    rows, heads, queries, _ = view.query.shape
+    out = view.query.new_zeros((rows, heads, queries, view.value.shape[-1]))
+    tally = Tally()
+    step = max(1, MASK_ELEMENTS // (rows * heads * view.key.shape[2]))
+    step = max(tile[0], step // tile[0] * tile[0])
+    for first in range(0, queries, step):
+        part = part_of(view, first, min(first + step, queries))
+        visible = part.visible()
+        keep = selection.keep(part, first) & visible
+        out[:, :, first : first + step] = attend_masked(part, per_head(keep, part))
+        shared = heads // keep.shape[1]
+        tally.kept += shared * int(keep.sum())
+        tally.union += _union(keep, part)
+        tally.tiles += shared * _tile_pairs(keep, visible, tile)
+    return out, tally
+
+
+def _union(keep: torch.Tensor, view: AttentionView) -> int:
+    """Keys read by any query head of a group, summed over queries and key heads."""
+    kv_heads = view.key.shape[1]
+    if keep.shape[1] == 1:
+        return kv_heads * int(keep.sum())
+    if keep.shape[1] == view.query.shape[1] and view.group > 1:
+        keep = keep.reshape(len(keep), kv_heads, view.group, *keep.shape[2:]).any(dim=2)
+    return int(keep.sum())
+
+
+def _tile_pairs(keep: torch.Tensor, visible: torch.Tensor, tile: tuple[int, int]) -> int:
+    """Visible pairs in tiles of which at least one pair is kept."""
+    touched = _tiled(keep, tile).any(dim=-1).any(dim=-2)  # first the keys of a tile, then its queries
+    inside = _tiled(visible, tile).sum(dim=-1).sum(dim=-2)
+    return int((touched * inside).sum())
+
+
+def _tiled(mask: torch.Tensor, tile: tuple[int, int]) -> torch.Tensor:
+    """[..., queries, keys] as [..., query tiles, queries of a tile, key tiles, keys of a tile], padded with False."""
+    queries, keys = mask.shape[-2:]
+    padded = torch.nn.functional.pad(mask, (0, -keys % tile[1], 0, -queries % tile[0]))
+    shape = (*mask.shape[:-2], padded.shape[-2] // tile[0], tile[0], padded.shape[-1] // tile[1], tile[1])
+    return padded.reshape(shape)

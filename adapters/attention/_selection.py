@@ -1,0 +1,307 @@
+"""Which keys queries read, by kind; slice by slice, so that long prompts never need all pairs at once.
+
+`keep(part, first)` gives the mask of the queries of `part`, a slice of the view from its query `first` on, over the
+keys of `part`: bool [rows, heads, queries, keys], with key heads (for all query heads of their group) or 1 (for all
+heads) in the place of heads. It may name keys that a query does not see: the executor leaves them out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import torch
+
+from sparsebench.engine.attention import AttentionView
+
+
+class Selection(Protocol):
+    """A choice of keys for all queries of a view."""
+
+    def keep(self, part: AttentionView, first: int) -> torch.Tensor:
+        """The mask of a slice of the view; see the module's text."""
+        ...
+
+    @property
+    def index_flops(self) -> float:
+        """Work of choosing that depended on the data, beyond what the method's `index` says."""
+        ...
+
+
+@dataclass(frozen=True)
+class SinkAndRecent:
+    """The first keys and the last ones.
+
+    Attributes:
+        sinks: First keys that each query reads, [rows, queries].
+        recent: Last keys that each query reads, its own among them, [rows, queries].
+    """
+
+    sinks: torch.Tensor
+    recent: torch.Tensor
+    index_flops: float = 0.0
+
+    def keep(self, part: AttentionView, first: int) -> torch.Tensor:
+        """See `Selection`."""
+        queries = slice(first, first + part.query.shape[2])
+        at = part.positions[:, None, :, None]
+        keys = torch.arange(part.key.shape[2], device=at.device)
+        sinks, recent = self.sinks[:, None, queries, None], self.recent[:, None, queries, None]
+        return (keys < sinks) | (keys > at - recent)
+
+
+@dataclass(frozen=True)
+class TopTokens:
+    """The keys with the highest scores, each query by itself; of equal ones the first.
+
+    Attributes:
+        score: Scores of a slice, [rows, heads, queries, keys], or with key heads or 1 in the place of heads.
+        counts: Keys that each query reads, [rows, queries]; never more than it sees.
+    """
+
+    score: Callable[[AttentionView], torch.Tensor]
+    counts: torch.Tensor
+    index_flops: float = 0.0
+
+    def keep(self, part: AttentionView, first: int) -> torch.Tensor:
+        """See `Selection`."""
+        scores = self.score(part).masked_fill(~part.visible(), -torch.inf)
+        return top_mask(scores, self.counts[:, None, first : first + part.query.shape[2]])
+
+
+@dataclass(frozen=True)
+class ByQuery:
+    """Whatever a rule says of a slice, each query by itself.
+
+    Attributes:
+        rule: The mask of a slice, [rows, heads, queries, keys], or with key heads or 1 in the place of heads.
+    """
+
+    rule: Callable[[AttentionView], torch.Tensor]
+    index_flops: float = 0.0
+
+    def keep(self, part: AttentionView, first: int) -> torch.Tensor:
+        """See `Selection`."""
+        return self.rule(part)
+
+
+@dataclass(frozen=True)
+class Pages:
+    """Whole pages of keys, each query by itself.
+
+    Attributes:
+        chosen: Bool [rows, heads, queries, pages], or with key heads or 1 in the place of heads.
+        size: Keys of a page; page j holds the keys from j * size on.
+    """
+
+    chosen: torch.Tensor
+    size: int
+    index_flops: float = 0.0
+
+    def keep(self, part: AttentionView, first: int) -> torch.Tensor:
+        """See `Selection`."""
+        page = torch.arange(part.key.shape[2], device=self.chosen.device) // self.size
+        return self.chosen[:, :, first : first + part.query.shape[2]].index_select(3, page)
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Blocks of queries by keys, of one row.
+
+    Attributes:
+        chosen: Bool [heads, query_blocks, key_blocks], or with key heads or 1 in the place of heads; query block i
+            holds the positions from (first_block + i) * size on.
+        size: Queries and keys of a block.
+        first_block: Block of the first query.
+    """
+
+    chosen: torch.Tensor
+    size: int
+    first_block: int = 0
+    index_flops: float = 0.0
+
+    def keep(self, part: AttentionView, first: int) -> torch.Tensor:
+        """See `Selection`."""
+        rows = part.positions[0] // self.size - self.first_block
+        columns = torch.arange(part.key.shape[2], device=rows.device) // self.size
+        return self.chosen.index_select(1, rows).index_select(2, columns)[None]
+
+
+@dataclass(frozen=True)
+class VerticalSlash:
+    """Columns and diagonals, of one row.
+
+    Attributes:
+        columns: Keys that every query reads, bool [heads, keys].
+        diagonals: Distances at which every query reads, bool [heads, distances]; distance 0 is the query's own key.
+    """
+
+    columns: torch.Tensor
+    diagonals: torch.Tensor
+    index_flops: float = 0.0
+
+    def keep(self, part: AttentionView, first: int) -> torch.Tensor:
+        """See `Selection`."""
+        keys = torch.arange(part.key.shape[2], device=part.positions.device)
+        distance = (part.positions[0][:, None] - keys).clamp(min=0)
+        slashes = self.diagonals[:, distance]
+        return (slashes | self.columns[:, None, : len(keys)])[None]
+
+
+@dataclass(frozen=True)
+class Stripes:
+    """Columns of keys that a group of queries shares, of one row.
+
+    Attributes:
+        chosen: Bool [heads, groups, keys].
+        size: Queries of a group; group i holds the positions from (first_group + i) * size on.
+        first_group: Group of the first query.
+    """
+
+    chosen: torch.Tensor
+    size: int
+    first_group: int = 0
+    index_flops: float = 0.0
+
+    def keep(self, part: AttentionView, first: int) -> torch.Tensor:
+        """See `Selection`."""
+        groups = part.positions[0] // self.size - self.first_group
+        return self.chosen[:, :, : part.key.shape[2]].index_select(1, groups)[None]
+
+
+@dataclass(frozen=True)
+class Given:
+    """A mask that is there already, [rows, heads, queries, keys], or with key heads or 1 in the place of heads."""
+
+    mask: torch.Tensor
+    index_flops: float = 0.0
+
+    def keep(self, part: AttentionView, first: int) -> torch.Tensor:
+        """See `Selection`."""
+        return self.mask[:, :, first : first + part.query.shape[2], : part.key.shape[2]]
+
+
+@dataclass(frozen=True)
+class ByRow:
+    """One selection for each row, made without the padding."""
+
+    rows: list[Selection]
+    starts: list[int]
+
+    @property
+    def index_flops(self) -> float:
+        """See `Selection`."""
+        return sum(row.index_flops for row in self.rows)
+
+    def keep(self, part: AttentionView, first: int) -> torch.Tensor:
+        """See `Selection`."""
+        shape = (*part.query.shape[:3], part.key.shape[2])
+        mask = torch.zeros(shape, dtype=torch.bool, device=part.query.device)
+        for row, (selection, start) in enumerate(zip(self.rows, self.starts, strict=True)):
+            real = part.positions[row] >= 0
+            if not bool(real.any()):
+                continue
+            own = alone(part, row)
+            chosen = selection.keep(own, int(own.positions[0, 0]) - start)
+            mask[row][:, real, : own.key.shape[2]] = per_head(chosen, own)[0]
+        return mask
+
+
+def by_row(view: AttentionView, select: Callable[[AttentionView], Selection]) -> Selection:
+    """Select for each row by itself, so that neither padding nor other rows have a part in it."""
+    if view.query.shape[0] == 1 and bool((view.positions >= 0).all()) and int(view.lengths[0]) == view.key.shape[2]:
+        return select(view)
+    rows, starts = [], []
+    for row in range(view.query.shape[0]):
+        own = alone(view, row)
+        empty = own.query.shape[2] == 0
+        rows.append(Given(torch.zeros((1, 1, 0, 0), dtype=torch.bool)) if empty else select(own))
+        starts.append(0 if empty else int(own.positions[0, 0]))
+    return ByRow(rows, starts)
+
+
+def alone(view: AttentionView, row: int) -> AttentionView:
+    """One row of a view, without its padding."""
+    real = view.positions[row] >= 0
+    length = min(int(view.lengths[row]), view.key.shape[2])
+    positions = view.positions[row : row + 1, real]
+    return replace(
+        view,
+        query=view.query[row : row + 1, :, real],
+        key=view.key[row : row + 1, :, :length],
+        value=view.value[row : row + 1, :, :length],
+        positions=positions,
+        lengths=view.lengths[row : row + 1].clamp(max=length),
+        states=view.states[row : row + 1],
+        aligned=positions.shape[1] == length,
+    )
+
+
+def part_of(view: AttentionView, first: int, last: int) -> AttentionView:
+    """The queries from `first` to before `last`, with no key beyond what the last of them sees."""
+    positions = view.positions[:, first:last]
+    keys = max(1, int(positions.max()) + 1)
+    return replace(
+        view,
+        query=view.query[:, :, first:last],
+        key=view.key[:, :, :keys],
+        value=view.value[:, :, :keys],
+        positions=positions,
+        lengths=view.lengths.clamp(max=keys),
+        aligned=False,
+    )
+
+
+def per_head(mask: torch.Tensor, view: AttentionView) -> torch.Tensor:
+    """A mask with key heads, or 1, in the place of heads, for all query heads."""
+    heads, kv_heads = view.query.shape[1], view.key.shape[1]
+    if mask.shape[1] == kv_heads and kv_heads != heads:
+        return mask.repeat_interleave(view.group, dim=1)
+    return mask
+
+
+def top_mask(scores: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
+    """The `counts` highest scores along the last dimension, bool; of equal scores the first.
+
+    Args:
+        scores: [..., n], without NaN.
+        counts: How many of each, broadcastable to [...]; at most n.
+    """
+    most = int(counts.max()) if counts.numel() else 0
+    if most == 0:
+        return torch.zeros_like(scores, dtype=torch.bool)
+    counts = counts.expand(scores.shape[:-1])[..., None]
+    ranked = scores.topk(most, dim=-1).values
+    threshold = ranked.gather(-1, (counts - 1).clamp(min=0))
+    above, tied = scores > threshold, scores == threshold
+    room = counts - above.sum(dim=-1, keepdim=True)
+    if bool((tied.sum(dim=-1, keepdim=True) > room).any()):
+        tied &= tied.cumsum(dim=-1, dtype=torch.int32) <= room
+    return (above | tied) & (counts > 0)
+
+
+def cover_mask(mass: torch.Tensor, coverage: float | torch.Tensor) -> torch.Tensor:
+    """The fewest entries along the last dimension that hold a share of its sum, bool; of equal ones the first.
+
+    Args:
+        mass: [..., n], not negative.
+        coverage: Share of the sum; at 1 everything is kept.
+    """
+    if not isinstance(coverage, torch.Tensor) and coverage >= 1:
+        return torch.ones_like(mass, dtype=torch.bool)
+    ranked, order = mass.double().sort(dim=-1, descending=True, stable=True)
+    before = ranked.cumsum(dim=-1) - ranked
+    needed = before < coverage * ranked.sum(dim=-1, keepdim=True)
+    return torch.zeros_like(needed).scatter(-1, order, needed)
+
+
+def sink_and_recent(view: AttentionView, counts: torch.Tensor, sinks: int | torch.Tensor) -> SinkAndRecent:
+    """The first `sinks` keys and the last ones, `counts` [rows, queries] in all.
+
+    A query's own key comes first, then the sinks; sinks outside a layer's window leave their room to recent keys.
+    """
+    room = (counts - 1).clamp(min=0)
+    first = torch.minimum(torch.as_tensor(sinks, device=counts.device).expand_as(room), room)
+    hidden = torch.zeros_like(counts) if view.window is None else (view.positions + 1 - view.window).clamp(min=0)
+    return SinkAndRecent(first, counts - (first - hidden).clamp(min=0))

@@ -1,0 +1,106 @@
+"""Quest: pages of keys by an upper bound on their scores."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from pydantic import Field
+
+from sparsebench.adapters.attention.base import AttentionAdapter, first_layers
+from sparsebench.adapters.card import MethodCard, Paper
+from sparsebench.cost import ModelShape
+
+if TYPE_CHECKING:
+    import torch
+
+    from sparsebench.adapters.attention._allowance import Allowance
+    from sparsebench.adapters.attention._selection import Selection
+    from sparsebench.adapters.base import Prepared
+    from sparsebench.engine.attention import AttentionView
+
+
+class Quest(AttentionAdapter):
+    """The pages whose keys could have the highest scores, for each decoded query."""
+
+    card: ClassVar[MethodCard] = MethodCard(
+        id="quest",
+        family="attention",
+        title="Quest",
+        summary="In decode a query reads the pages with the highest upper bound on q.k, from the least and the "
+        "greatest entry of each channel in a page.",
+        paper=Paper(
+            title="Quest: Query-Aware Sparsity for Efficient Long-Context LLM Inference",
+            authors="Jiaming Tang and Yilong Zhao and Kan Zhu and Guangxuan Xiao and Baris Kasikci and Song Han",
+            year=2024,
+            venue="International Conference on Machine Learning",
+            url="https://arxiv.org/abs/2406.10774",
+            key="tang2024quest",
+        ),
+        unit="page",
+        phases=("decode",),
+        budgets=("sparsity", "tokens"),
+        nearest="oracle-blocks",
+        differs="bounds the scores of a page from two vectors instead of knowing the attention it receives",
+        deviations=(
+            "the page of the query's own key is always read, as in the released kernel, and counts in the budget",
+            "a ratio is met over all layers, the dense first two included: the others read less than it says",
+            "models of fewer than 16 layers have one dense layer in eight, rounded down",
+        ),
+    )
+
+    page: int = Field(16, ge=1)
+    """Keys of a page."""
+    share: Literal["head", "group"] = "head"
+    """Whether each query head has its own pages, or the heads of a group share those with the highest summed bound."""
+    dense: int = Field(2, ge=0)
+    """First layers that attend densely."""
+    least: int = Field(3, ge=1)
+    """Pages that a budget in tokens gives at least."""
+
+    def dense_layers(self, layers: int) -> frozenset[int]:
+        """See `AttentionAdapter.dense_layers`."""
+        return first_layers(self.dense, layers)
+
+    def index(self, shape: ModelShape, start: int, count: int, window: int | None) -> tuple[float, float]:
+        """A product with both vectors of each page for each query head, and both vectors read once for a key head."""
+        pages = sum(pages_seen(position, window, self.page) for position in range(start, start + count))
+        vectors = 2.0 * pages * shape.head_dim
+        return 2 * vectors * shape.heads, vectors * shape.kv_heads * shape.bytes_per_entry
+
+    def select(self, view: AttentionView, allowance: Allowance, prepared: Prepared) -> Selection:
+        """See `AttentionAdapter.select`."""
+        from sparsebench.adapters.attention._blocks import choose_pages
+
+        bounds = page_bounds(view, self.page)
+        if self.share == "group":
+            rows, _, queries, pages = bounds.shape
+            bounds = bounds.reshape(rows, -1, view.group, queries, pages).sum(dim=2)
+        return choose_pages(bounds, view, allowance, self.page, self.least)
+
+
+def page_bounds(view: AttentionView, size: int) -> torch.Tensor:
+    """The highest q.k that a key within a page's least and greatest entries could have, [rows, heads, queries, pages].
+
+    The last page of a row may be incomplete; only queries whose own key lies in it see it.
+    """
+    import torch
+
+    rows, kv_heads, keys, dim = view.key.shape
+    pad = (0, 0, 0, -keys % size)
+    present = torch.arange(keys, device=view.key.device) < view.lengths[:, None]
+    key = view.key.float()
+    absent = ~present[:, None, :, None]
+    highest = torch.nn.functional.pad(key.masked_fill(absent, -torch.inf), pad, value=-torch.inf)
+    lowest = torch.nn.functional.pad(key.masked_fill(absent, torch.inf), pad, value=torch.inf)
+    highest = highest.reshape(rows, kv_heads, -1, size, dim).amax(dim=3).nan_to_num(neginf=0.0)
+    lowest = lowest.reshape(rows, kv_heads, -1, size, dim).amin(dim=3).nan_to_num(posinf=0.0)
+    query = view.query.float().reshape(rows, kv_heads, -1, dim)
+    above = query.clamp(min=0) @ highest.transpose(-1, -2)
+    below = query.clamp(max=0) @ lowest.transpose(-1, -2)
+    return (above + below).reshape(rows, view.query.shape[1], view.query.shape[2], -1)
+
+
+def pages_seen(position: int, window: int | None, size: int) -> int:
+    """Pages of which a query at that position sees a key."""
+    oldest = 0 if window is None else max(0, position + 1 - window)
+    return position // size - oldest // size + 1

@@ -1,0 +1,134 @@
+"""XAttention: blocks by the sums of their antidiagonals."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+from pydantic import Field
+
+from sparsebench.adapters.attention.base import AttentionAdapter
+from sparsebench.adapters.card import MethodCard, Paper
+from sparsebench.cost import ModelShape
+
+if TYPE_CHECKING:
+    import torch
+
+    from sparsebench.adapters.attention._allowance import Allowance
+    from sparsebench.adapters.attention._selection import Selection
+    from sparsebench.adapters.base import Prepared
+    from sparsebench.engine.attention import AttentionView
+
+
+class XAttention(AttentionAdapter):
+    """For each block of queries, the fewest blocks of keys that hold a share of the antidiagonal estimate."""
+
+    card: ClassVar[MethodCard] = MethodCard(
+        id="xattention",
+        family="attention",
+        title="XAttention",
+        summary="Scores summed along antidiagonals, softmaxed at the stride's resolution and added up by block, name "
+        "the blocks that a block of queries reads until a share is covered.",
+        paper=Paper(
+            title="XAttention: Block Sparse Attention with Antidiagonal Scoring",
+            authors="Ruyi Xu and Guangxuan Xiao and Haofeng Huang and Junxian Guo and Song Han",
+            year=2025,
+            venue="International Conference on Machine Learning",
+            url="https://arxiv.org/abs/2503.16428",
+            key="xu2025xattention",
+        ),
+        unit="block",
+        phases=("prefill",),
+        adaptivity="coverage",
+        budgets=("coverage",),
+        prefix_invariant=False,
+        nearest="block-topk",
+        differs="estimates a block from antidiagonals, which cross every column and diagonal in it, not from its means",
+        deviations=(
+            "blocks of 32, not 128: with 128, sink and diagonal alone fill most of a short prompt",
+            "one share for all heads, where the paper has tables of shares by head too",
+        ),
+    )
+
+    block: int = Field(32, ge=1)
+    """Queries and keys of a block; a multiple of the stride."""
+    stride: int = Field(8, ge=1)
+    """Queries and keys whose antidiagonal is one estimate."""
+
+    def index(self, shape: ModelShape, start: int, count: int, window: int | None) -> tuple[float, float]:
+        """One product of `stride` concatenated vectors for each pair of strides."""
+        from sparsebench.cost import window_pairs
+
+        first, last = start // self.stride, -(-(start + count) // self.stride)
+        span = None if window is None else (window - 1) // self.stride + 2
+        pairs = window_pairs(first, last - first, span)
+        read = (start + count) * shape.kv_heads * shape.key_bytes / 2
+        return 2.0 * shape.heads * shape.head_dim * self.stride * pairs, read
+
+    def select(self, view: AttentionView, allowance: Allowance, prepared: Prepared) -> Selection:
+        """See `AttentionAdapter.select`."""
+        from sparsebench.adapters.attention._selection import by_row
+
+        return by_row(view, lambda row: self._select_row(row, allowance.coverage or 1.0))
+
+    def _select_row(self, row: AttentionView, coverage: float) -> Selection:
+        from sparsebench.adapters.attention._blocks import block_pairs, own_blocks
+        from sparsebench.adapters.attention._selection import Blocks
+
+        start, length = int(row.positions[0, 0]), row.key.shape[2]
+        pairs = block_pairs(start, length - start, row.window, self.block).to(row.query.device)
+        forced = own_blocks(pairs, start, self.block)
+        forced[:, 0] = True
+        mass = antidiagonal_mass(row, self.block, self.stride)
+        chosen = cover_beside(mass, forced & (pairs > 0), coverage) & (pairs > 0)
+        return Blocks(chosen, self.block, start // self.block)
+
+
+def antidiagonal_mass(row: AttentionView, size: int, stride: int) -> torch.Tensor:
+    """Estimated attention of one row by block, [heads, query_blocks, key_blocks].
+
+    Query (stride - 1 - k) of each stride of queries meets key k of each stride of keys.
+    """
+    import torch
+
+    from sparsebench.adapters.attention._blocks import SLICE
+    from sparsebench.adapters.attention._estimate import block_sums
+
+    start, length = int(row.positions[0, 0]), row.key.shape[2]
+    first = start // stride
+    queries = _by_stride(row.query[0].float(), stride, start % stride, reverse=True)
+    keys = _by_stride(row.key[0].float(), stride, 0, reverse=False).repeat_interleave(row.group, dim=0)
+    place = torch.arange(keys.shape[1], device=keys.device)
+    parts = []
+    for low in range(0, queries.shape[1], SLICE):
+        own = torch.arange(low, min(low + SLICE, queries.shape[1]), device=keys.device) + first
+        hidden = place > own[:, None]
+        if row.window is not None:
+            hidden |= (place + 1) * stride - 1 <= own[:, None] * stride - row.window
+        logits = row.scaling / stride * queries[:, low : low + SLICE] @ keys.transpose(-1, -2)
+        weights = torch.softmax(logits.masked_fill(hidden, -torch.inf), dim=-1)
+        parts.append(block_sums(weights, size // stride, 2))
+    ratio = size // stride
+    mass = block_sums(torch.cat(parts, dim=1), ratio, 1, first % ratio)
+    return mass[:, :, : -(-length // size)]
+
+
+def _by_stride(x: torch.Tensor, stride: int, offset: int, reverse: bool) -> torch.Tensor:
+    """[heads, n, dim] as [heads, strides, stride * dim], zeros where a stride is incomplete."""
+    import torch
+
+    padded = torch.nn.functional.pad(x, (0, 0, offset, -(x.shape[1] + offset) % stride))
+    grouped = padded.reshape(x.shape[0], -1, stride, x.shape[2])
+    return (grouped.flip(2) if reverse else grouped).flatten(2)
+
+
+def cover_beside(mass: torch.Tensor, forced: torch.Tensor, coverage: float) -> torch.Tensor:
+    """Forced entries, and the fewest others with which a share of each row's mass is reached; bool like `mass`."""
+    import torch
+
+    if coverage >= 1:
+        return torch.ones_like(mass, dtype=torch.bool)
+    mass = mass.double()
+    held = (mass * forced).sum(dim=-1, keepdim=True)
+    ranked, order = mass.masked_fill(forced, 0.0).sort(dim=-1, descending=True, stable=True)
+    needed = held + ranked.cumsum(dim=-1) - ranked < coverage * mass.sum(dim=-1, keepdim=True)
+    return torch.zeros_like(needed).scatter(-1, order, needed) & (mass > 0) | forced

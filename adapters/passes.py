@@ -1,0 +1,265 @@
+"""Calibration passes: what the layers of a model are fed, in the dense model or block by block as it is pruned."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+
+from sparsebench.errors import InputError
+
+if TYPE_CHECKING:
+    from sparsebench.adapters.calibration import Calibration
+    from sparsebench.systems.causal_lm import CausalLM, LinearSite
+
+T = TypeVar("T")
+
+
+@dataclass
+class InputStatistics:
+    """Sums over the tokens that a layer was fed.
+
+    Attributes:
+        tokens: Tokens seen.
+        sums: Sum of each input channel, float64 [in].
+        squares: Sum of squares of each input channel, float64 [in].
+        gram: X X^T, the sum over tokens of x x^T, float32 [in, in]; None where nobody asked for it.
+    """
+
+    tokens: int
+    sums: torch.Tensor
+    squares: torch.Tensor
+    gram: torch.Tensor | None = None
+
+    @property
+    def norm(self) -> torch.Tensor:
+        """2-norm of each input channel over all tokens, float32 [in]."""
+        return self.squares.sqrt().float()
+
+    @property
+    def mean(self) -> torch.Tensor:
+        """Mean of each input channel, float32 [in]."""
+        return (self.sums / max(self.tokens, 1)).float()
+
+    @property
+    def variance(self) -> torch.Tensor:
+        """Variance of each input channel over all tokens, float32 [in]."""
+        tokens = max(self.tokens, 1)
+        return (self.squares / tokens - (self.sums / tokens) ** 2).clamp(min=0).float()
+
+    @classmethod
+    def empty(cls, channels: int, device: torch.device, gram: bool) -> InputStatistics:
+        """No token yet."""
+        sums, squares = torch.zeros(2, channels, dtype=torch.float64, device=device)
+        return cls(0, sums, squares, torch.zeros(channels, channels, device=device) if gram else None)
+
+    @classmethod
+    def of(cls, x: torch.Tensor, gram: bool = False) -> InputStatistics:
+        """Those of one batch, [..., in]; summed in float32."""
+        flat = x.detach().reshape(-1, x.shape[-1]).float()
+        squares = flat.square().sum(0).double()
+        return cls(flat.shape[0], flat.sum(0).double(), squares, flat.T @ flat if gram else None)
+
+    def add(self, other: InputStatistics) -> None:
+        """Take further tokens in."""
+        self.tokens += other.tokens
+        self.sums += other.sums
+        self.squares += other.squares
+        if self.gram is not None and other.gram is not None:
+            self.gram += other.gram
+
+
+Statistics = dict[str, InputStatistics]
+"""Statistics by name of the layer."""
+
+
+@contextmanager
+def fed(sites: Sequence[LinearSite], see: Callable[[LinearSite, torch.Tensor, bool], None]) -> Iterator[None]:
+    """Within the context, `see` is called with the input of each of these layers.
+
+    Args:
+        sites: The layers.
+        see: Called with the layer, its input [..., in] and whether the layer before it had the very same input, as the
+            projections of queries, keys and values have.
+    """
+    last: list[torch.Tensor] = []
+
+    def hook_of(site: LinearSite) -> Callable[..., None]:
+        def hook(module: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> None:
+            again = bool(last) and last[0] is args[0]
+            last[:] = [args[0]]
+            see(site, args[0], again)
+
+        return hook
+
+    with ExitStack() as handles:
+        for site in sites:
+            handles.callback(site.module.register_forward_pre_hook(hook_of(site)).remove)
+        yield
+
+
+@contextmanager
+def gathering(sites: Sequence[LinearSite], gram: bool) -> Iterator[Statistics]:
+    """Statistics of what these layers are fed within the context."""
+    found = {site.name: InputStatistics.empty(site.weight.shape[1], site.weight.device, gram) for site in sites}
+    batch: list[InputStatistics] = []
+
+    def see(site: LinearSite, x: torch.Tensor, again: bool) -> None:
+        if not again:
+            batch[:] = [InputStatistics.of(x, gram)]
+        found[site.name].add(batch[0])
+
+    with fed(sites, see):
+        yield found
+
+
+def read(system: CausalLM, calibration: Calibration) -> None:
+    """Feed the whole text to the model's blocks, for the sake of hooks; no logits are computed."""
+    with torch.no_grad(), attending(system):
+        for ids in calibration.batches(system.batch_tokens):
+            system.model.base_model(input_ids=ids.to(system.device), use_cache=False)
+
+
+@contextmanager
+def attending(system: CausalLM) -> Iterator[None]:
+    """Within the context a plain call of the model attends as the attached policy says."""
+    if system.policy is None:
+        yield
+        return
+    from sparsebench.engine.attention import engaged
+    from sparsebench.engine.flow import Flow
+
+    with engaged(system.model, Flow(system.policy)):
+        yield
+
+
+def dense_statistics(system: CausalLM, calibration: Calibration, gram: bool = False) -> Statistics:
+    """Statistics of all layers in one pass through the model as it is; kept for other methods that ask for the same."""
+    from sparsebench.systems.weights import prunable
+
+    def compute() -> Statistics:
+        with gathering(prunable(system), gram) as found:
+            read(system, calibration)
+        return found
+
+    return compute() if gram else remembered(system, f"inputs of {calibration.hash}", compute)
+
+
+def remembered(system: CausalLM, what: str, compute: Callable[[], T]) -> T:
+    """What was computed of the same weights before, or else what `compute` gives, kept for as long as the system is.
+
+    Nothing is kept of a model to whose activations something is attached: hooks cannot be told from one another.
+    """
+    from sparsebench.systems.causal_lm import hash_weights
+
+    if system.policy is not None or any(m._forward_pre_hooks or m._forward_hooks for m in system.model.modules()):
+        return compute()
+    key = f"{what}, weights {hash_weights(system.model)}"
+    if key not in system.memory:
+        system.memory[key] = compute()
+    found: T = system.memory[key]
+    return found
+
+
+def block_by_block(
+    system: CausalLM, calibration: Calibration, prune: Callable[[LinearSite, InputStatistics], None], gram: bool = False
+) -> None:
+    """Visit the blocks in order, each fed by the blocks before it as they are by then.
+
+    The layers of a block are measured together, pruned, and then the pruned block is run to feed the next one. What a
+    model passes to its blocks beside hidden states (masks, rotary embeddings) is taken from its own code, so that any
+    architecture works whose blocks are called once each, in order.
+
+    Args:
+        system: The model; `prune` changes its weights.
+        calibration: The text.
+        prune: Called once for each layer with its statistics; it may put another weight there.
+        gram: Whether statistics have X X^T.
+
+    Raises:
+        InputError: The model does not call its blocks in order.
+    """
+    from sparsebench.systems.weights import prunable
+
+    sites = prunable(system)
+    with torch.no_grad(), attending(system):
+        batches = [_calls(system, ids.to(system.device)) for ids in calibration.batches(system.batch_tokens)]
+        hidden = [calls[0].hidden for calls in batches]
+        for index in range(len(system.blocks)):
+            own = [site for site in sites if site.block == index]
+            with gathering(own, gram) as found:
+                for calls, states in zip(batches, hidden, strict=True):
+                    calls[index].run(states)
+            for site in own:
+                prune(site, found.pop(site.name))
+            if index + 1 < len(system.blocks):
+                hidden = [calls[index].run(states) for calls, states in zip(batches, hidden, strict=True)]
+
+
+@dataclass
+class _Call:
+    """How a model calls one of its blocks on one batch."""
+
+    block: torch.nn.Module
+    args: tuple[Any, ...]
+    options: dict[str, Any]
+
+    @property
+    def hidden(self) -> torch.Tensor:
+        """The hidden states that it gave."""
+        states: torch.Tensor = self.args[0] if self.args else self.options["hidden_states"]
+        return states
+
+    def run(self, hidden: torch.Tensor) -> torch.Tensor:
+        """The block's output for other hidden states."""
+        if self.args:
+            out = self.block(hidden, *self.args[1:], **self.options)
+        else:
+            out = self.block(**{**self.options, "hidden_states": hidden})
+        states: torch.Tensor = out[0] if isinstance(out, tuple) else out
+        return states
+
+
+def _calls(system: CausalLM, ids: torch.Tensor) -> list[_Call]:
+    """The calls of all blocks on one batch.
+
+    Only the first block is run: the others are stood in for by its output, which has the form that the model expects.
+    """
+    calls: list[_Call] = []
+    outputs: list[Any] = []
+
+    def stand_in(block: torch.nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **options: Any) -> Any:
+            calls.append(_Call(block, args, options))
+            if not outputs:
+                outputs.append(forward(*args, **options))
+            return outputs[0]
+
+        return call
+
+    with ExitStack() as forwards:
+        for block in system.blocks:
+            forwards.enter_context(_shadowed(block, stand_in(block, block.forward)))
+        system.model.base_model(input_ids=ids, use_cache=False)
+    if [id(call.block) for call in calls] != [id(block) for block in system.blocks]:
+        raise InputError(
+            f"{type(system.model).__name__} does not call its blocks once each, in order", "use stats_pass: dense"
+        )
+    return calls
+
+
+@contextmanager
+def _shadowed(block: torch.nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    """Within the context this one block has another `forward`; one that the instance had of its own comes back."""
+    own = block.__dict__.get("forward")
+    block.forward = forward
+    try:
+        yield
+    finally:
+        if own is None:
+            del block.forward
+        else:
+            block.forward = own

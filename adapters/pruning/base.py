@@ -1,0 +1,331 @@
+"""The pruning family: a method says what each weight is worth; everything else is here.
+
+A method is a card, its knobs and `score`; one that does more than keep the highest scores writes `mask`, and one that
+changes the weights it keeps writes `update`. The base class finds the layers, runs the calibration, compares scores in
+groups, counts exactly, and puts the original weights back. Pruned are the linear layers of the decoder blocks. Experts
+that transformers stacks in one tensor of three dimensions are left dense, and are not among the prunable weights.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+
+from pydantic import model_validator
+
+from sparsebench.adapters.base import Adapter, Prepared
+from sparsebench.budget import Budget, parse_pattern
+from sparsebench.cost import PhaseCosts, Request, dense_cost
+from sparsebench.errors import InputError
+
+if TYPE_CHECKING:
+    import torch
+
+    from sparsebench.adapters.calibration import Calibration
+    from sparsebench.adapters.passes import InputStatistics, Statistics
+    from sparsebench.systems.causal_lm import CausalLM, LinearSite
+
+CompareGroup = Literal["row", "layer", "block", "global"]
+"""Weights that compete: those of one output (`row`), of one matrix, of 128 columns of it (`block`), of all matrices. In
+a pattern n:m the m consecutive weights compete, whatever this says."""
+LayerRatios = Literal["uniform", "erk", "owl"]
+"""`uniform`: each layer has the target; `erk`: by shape; `owl`: blocks with more outliers in Wanda's score less."""
+
+
+@dataclass(frozen=True)
+class Allotment:
+    """How many weights of a layer go, and which compete; `pattern` is (n, m) for n zeros in m."""
+
+    sparsity: float
+    group: CompareGroup = "row"
+    pattern: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer as methods see it.
+
+    Attributes:
+        name: Its name in the model.
+        weight: float32 [out, in]; not to be written to.
+        statistics: Of what it was fed in calibration; None where the method reads none.
+    """
+
+    name: str
+    weight: torch.Tensor
+    statistics: InputStatistics | None = None
+
+    @property
+    def inputs(self) -> InputStatistics:
+        """Its statistics.
+
+        Raises:
+            InputError: The method was prepared without a text.
+        """
+        if self.statistics is None:
+            raise InputError(f"{self.name} has no calibration statistics", "prepare the method with a calibration text")
+        return self.statistics
+
+
+@dataclass
+class PruningState:
+    """What `prepare` leaves.
+
+    Attributes:
+        statistics: Of the dense model's inputs, by layer.
+        outliers: OWL's share of outliers in each block.
+        results: Of a block-by-block pass, by layer: a packed mask, or the new weight.
+        budget: The budget of that pass.
+    """
+
+    statistics: Statistics | None = None
+    outliers: list[float] | None = None
+    results: dict[str, Any] = field(default_factory=dict)
+    budget: Budget | None = None
+
+
+class PruningAdapter(Adapter):
+    """One pruning method that reads no text. Subclasses set `card` and write `score`."""
+
+    moves_weights: ClassVar[bool] = False
+    """Whether kept weights change too, which `update` then does."""
+
+    compare_group: CompareGroup = "row"
+    ratios: LayerRatios = "uniform"
+
+    @abstractmethod
+    def score(self, layer: Layer) -> torch.Tensor:
+        """What each weight is worth, float32 [out, in]; in each group the lowest go."""
+
+    def mask(self, layer: Layer, allotment: Allotment) -> torch.Tensor:
+        """Which weights go, bool [out, in]."""
+        from sparsebench.adapters.pruning import _groups
+
+        return _groups.mask(self.checked_score(layer), allotment)
+
+    def update(self, layer: Layer, allotment: Allotment) -> torch.Tensor:
+        """The new weight, float32 [out, in]; asked for where `moves_weights`."""
+        return layer.weight.masked_fill(self.mask(layer, allotment), 0)
+
+    def checked_score(self, layer: Layer) -> torch.Tensor:
+        """`score`, or an error that names the layer.
+
+        Raises:
+            InputError: A score is no finite number.
+        """
+        score = self.score(layer)
+        if not bool(score.isfinite().all()):
+            raise InputError(f"{self.card.id}: {layer.name} has weights or inputs that are not finite")
+        return score
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.compare_group == "global" and self.ratios != "uniform":
+            raise ValueError("compare_group 'global' makes its own layer ratios: ratios must be 'uniform'")
+        if self.ratios == "owl" and not self.needs_calibration:
+            raise ValueError("'owl' reads a calibration text, which this method does not")
+        return self
+
+    def check_budget(self, budget: Budget | None) -> None:
+        """Whether this method takes that budget with these knobs.
+
+        Raises:
+            InputError: It does not.
+        """
+        super().check_budget(budget)
+        if budget is not None and budget.kind == "pattern" and self.ratios != "uniform":
+            raise InputError(f"{self.card.id}: a pattern prunes all layers alike", "leave out the knob 'ratios'")
+
+    @contextmanager
+    def attach(self, system: CausalLM, prepared: Prepared, budget: Budget | None) -> Iterator[CausalLM]:
+        """The pruned model; on exit each parameter has its original memory again."""
+        from sparsebench.systems.weights import prunable, put, restoring
+
+        self.check_budget(budget)
+        state: PruningState = prepared.state or PruningState()
+        if state.budget is not None and state.budget != budget:
+            raise InputError(f"{self.card.id} was prepared at {state.budget.label}", "prepare it at each budget")
+        sites = prunable(system)
+        with restoring(sites):
+            for site, weight in self._pruned(system, sites, state, budget or Budget("sparsity", 0.0)):
+                put(site, weight)
+            yield system
+
+    def _pruned(
+        self, system: CausalLM, sites: list[LinearSite], state: PruningState, budget: Budget
+    ) -> Iterator[tuple[LinearSite, torch.Tensor]]:
+        """New weights, layer by layer; layers that stay as they are are left out."""
+        if budget.number == 0:
+            return
+        if self.compare_group == "global" and budget.kind == "sparsity":
+            yield from self._pruned_globally(sites, state, budget)
+            return
+        allotments = self.allotments(sites, budget, state)
+        for site in sites:
+            if allotments[site.name].sparsity == 0:
+                continue
+            if site.name in state.results:
+                yield site, self._applied(site, state.results[site.name])
+            else:
+                result = self.result(self._layer(site, state.statistics), allotments[site.name])
+                yield site, self._applied(site, result)
+
+    def _pruned_globally(
+        self, sites: list[LinearSite], state: PruningState, budget: Budget
+    ) -> Iterator[tuple[LinearSite, torch.Tensor]]:
+        from sparsebench.adapters.pruning import _groups
+
+        def scores() -> Iterator[torch.Tensor]:
+            return (self.checked_score(self._layer(site, state.statistics)) for site in sites)
+
+        size = sum(site.weight.numel() for site in sites)
+        masks = _groups.global_masks(scores, budget.number, size)
+        for site, gone in zip(sites, masks, strict=True):
+            yield site, site.weight.detach().masked_fill(gone, 0)
+
+    def result(self, layer: Layer, allotment: Allotment) -> Any:
+        """What is kept of a pruned layer: its new weight where the method moves weights, or else its packed mask."""
+        from sparsebench.adapters.pruning import _groups
+
+        if self.moves_weights:
+            return self.update(layer, allotment)
+        return _groups.pack(self.mask(layer, allotment))
+
+    def _applied(self, site: LinearSite, result: Any) -> torch.Tensor:
+        """A layer's new weight, on its device and in its dtype."""
+        from sparsebench.adapters.pruning import _groups
+
+        own = site.weight.detach()
+        if self.moves_weights:
+            weight: torch.Tensor = result.to(own.device, own.dtype)
+            return weight
+        return own.masked_fill(_groups.unpack(result).to(own.device), 0)
+
+    def _layer(self, site: LinearSite, statistics: Statistics | None) -> Layer:
+        weight = site.weight.detach()
+        if not weight.is_floating_point():
+            raise InputError(f"{site.name} has weights of {weight.dtype}: quantised layers cannot be pruned")
+        return Layer(site.name, weight.float(), statistics[site.name] if statistics is not None else None)
+
+    def allotments(self, sites: list[LinearSite], budget: Budget, state: PruningState) -> dict[str, Allotment]:
+        """What each layer has to give, by name."""
+        if budget.kind == "pattern":
+            share = Allotment(budget.number, self.compare_group, parse_pattern(budget.value))
+            return {site.name: share for site in sites}
+        ratios = self._ratios(sites, budget.number, state)
+        return {site.name: Allotment(s, self.compare_group) for site, s in zip(sites, ratios, strict=True)}
+
+    def _ratios(self, sites: list[LinearSite], sparsity: float, state: PruningState) -> list[float]:
+        from sparsebench.adapters.pruning import _ratios
+
+        if self.ratios == "erk":
+            return _ratios.erk([(site.weight.shape[0], site.weight.shape[1]) for site in sites], sparsity)
+        if self.ratios == "owl" and state.outliers is not None:
+            sizes = [0] * len(state.outliers)
+            for site in sites:
+                sizes[site.block] += site.weight.numel()
+            blocks = _ratios.owl(state.outliers, sizes, sparsity)
+            return [blocks[site.block] for site in sites]
+        return [sparsity] * len(sites)
+
+    def cost(self, system: Any, request: Request, budget: Budget | None) -> PhaseCosts:
+        """Zeros cost no FLOPs; kept weights are stored with a bitmap, or with their places in a pattern's groups."""
+        from sparsebench.account import WeightStorage
+        from sparsebench.systems.weights import prunable
+
+        shape, share = system.shape, budget.number if budget is not None else 0.0
+        size = sum(site.weight.numel() for site in prunable(system))
+        form = str(budget.value) if budget is not None and budget.kind == "pattern" else "bitmap"
+        each = shape.bytes_per_weight
+        saved = max(0.0, size * each - WeightStorage(share, form).bytes_of(size, each)) / each
+        flops = dense_cost(replace(shape, linear_params=round(shape.linear_params - share * size)), request)
+        read = dense_cost(
+            replace(
+                shape,
+                linear_params=round(shape.linear_params - saved),
+                stored_params=round(shape.stored_params - saved),
+            ),
+            request,
+        )
+        return PhaseCosts(
+            prefill=replace(flops.prefill, bytes_weights=read.prefill.bytes_weights),
+            decode=replace(flops.decode, bytes_weights=read.decode.bytes_weights),
+        )
+
+
+class CalibratedPruning(PruningAdapter):
+    """One pruning method that reads what layers are fed. Subclasses set `card` and write `score`."""
+
+    needs_calibration: ClassVar[bool] = True
+    stats_pass: Literal["sequential", "dense"] = "sequential"
+    """`sequential`: each block is fed by the pruned blocks before it; `dense`: by the dense model, in one pass."""
+
+    @model_validator(mode="after")
+    def _one_pass_for_global(self) -> Self:
+        if self.compare_group == "global" and self.stats_pass == "sequential":
+            raise ValueError("compare_group 'global' needs all scores at once: stats_pass must be 'dense'")
+        return self
+
+    def reads_gram(self) -> bool:
+        """Whether statistics must have X X^T."""
+        return False
+
+    def prepare_depends_on_budget(self) -> bool:
+        """A block-by-block pass does: later blocks see what earlier ones lost."""
+        return self.stats_pass == "sequential"
+
+    def prepare(self, system: CausalLM, calibration: Calibration | None, budget: Budget | None = None) -> Prepared:
+        """Statistics of the dense model, or a block-by-block pass at this budget."""
+        from sparsebench.adapters.passes import dense_statistics
+
+        if calibration is None:
+            raise InputError(f"{self.card.id} reads a calibration text")
+        state = PruningState()
+        if self.ratios == "owl":
+            state.outliers = self._outliers(system, dense_statistics(system, calibration))
+        if self.stats_pass == "dense":
+            state.statistics = dense_statistics(system, calibration, self.reads_gram())
+        elif budget is None:
+            raise InputError(f"{self.card.id} with stats_pass 'sequential' is prepared at a budget")
+        else:
+            self._prune_block_by_block(system, calibration, budget, state)
+        facts: dict[str, Any] = {
+            "calibration": calibration.describe(),
+            "calibration_dtype": f"{str(system.dtype).removeprefix('torch.')} forward, float32 statistics",
+        }
+        if state.outliers is not None:
+            facts["outliers"] = state.outliers
+        return Prepared(state, facts, tokens=calibration.tokens)
+
+    def _prune_block_by_block(
+        self, system: CausalLM, calibration: Calibration, budget: Budget, state: PruningState
+    ) -> None:
+        from sparsebench.adapters.passes import block_by_block
+        from sparsebench.systems.weights import prunable, put, restoring
+
+        sites = prunable(system)
+        allotments = self.allotments(sites, budget, state)
+        state.budget = budget
+
+        def prune(site: LinearSite, inputs: InputStatistics) -> None:
+            if allotments[site.name].sparsity > 0:
+                result = self.result(self._layer(site, {site.name: inputs}), allotments[site.name])
+                weight = self._applied(site, result)
+                state.results[site.name] = weight.cpu() if self.moves_weights else result
+                put(site, weight)
+
+        with restoring(sites):
+            block_by_block(system, calibration, prune, self.reads_gram())
+
+    def _outliers(self, system: CausalLM, statistics: Statistics) -> list[float]:
+        """Share of outliers among Wanda's scores of each block."""
+        from sparsebench.adapters.pruning._ratios import outlier_share
+        from sparsebench.systems.weights import prunable
+
+        scores: dict[int, list[torch.Tensor]] = {index: [] for index in range(len(system.blocks))}
+        for site in prunable(system):
+            scores[site.block].append(site.weight.detach().float().abs() * statistics[site.name].norm)
+        return [outlier_share(block) for block in scores.values()]

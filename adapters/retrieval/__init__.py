@@ -1,0 +1,1 @@
+"""Adapters of the retrieval family: one file a method."""

@@ -1,0 +1,78 @@
+"""Which samples a method changed: the ones to look at when a number moved."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from sparsebench.metrics import Metric
+from sparsebench.records import CellRecord
+from sparsebench.reports.sources import Samples
+
+TEXT_LIMIT = 240
+
+
+@dataclass(frozen=True)
+class Change:
+    """One sample of a cell, with its baseline's. Texts are empty where the licence does not let them be shown."""
+
+    sample: str
+    baseline: float
+    value: float
+    target: str = ""
+    baseline_response: str = ""
+    response: str = ""
+
+
+@dataclass(frozen=True)
+class Changes:
+    """The samples that changed most in a headline metric.
+
+    Attributes:
+        metric: The metric.
+        changed: How many samples changed in it at all.
+        samples: How many there are.
+        shown: The largest changes, by their size and then by their place in the data.
+        texts: Whether texts may be shown.
+    """
+
+    metric: Metric
+    changed: int
+    samples: int
+    shown: tuple[Change, ...]
+    texts: bool
+
+
+def changed_samples(record: CellRecord, baseline: Samples, ours: Samples, limit: int) -> Changes | None:
+    """The samples that changed most, of two cells whose samples stand in one order; None without a metric to go by."""
+    metrics = [m.metric for m in record.outcome.metrics if m.metric.column in baseline.columns]
+    if not metrics:
+        return None
+    metric = next((m for m in metrics if m.headline), metrics[0])
+    before, after = (_per_unit(samples, metric) for samples in (baseline, ours))
+    size = np.abs(after - before)
+    changed = np.flatnonzero(size > 0)
+    largest = changed[np.argsort(-size[changed], kind="stable")][:limit]
+    texts = bool(record.data) and all(fact.publish_text for fact in record.data)
+
+    def text(samples: Samples, column: str) -> dict[int, str]:
+        if not texts or column not in samples.columns:
+            return {}
+        values = samples.table.column(column).take(largest).to_pylist()
+        return {int(i): "" if v is None else str(v)[:TEXT_LIMIT] for i, v in zip(largest, values, strict=True)}
+
+    target, old, new = text(ours, "target"), text(baseline, "response"), text(ours, "response")
+    names = ours.table.column("sample").take(largest).to_pylist()
+    shown = tuple(
+        Change(str(name), float(before[i]), float(after[i]), target.get(i, ""), old.get(i, ""), new.get(i, ""))
+        for name, i in zip(names, map(int, largest), strict=True)
+    )
+    return Changes(metric, len(changed), len(size), shown, texts)
+
+
+def _per_unit(samples: Samples, metric: Metric) -> np.ndarray:
+    """Numerators over denominators: a right answer, or nats a token."""
+    weight = samples.weight(metric)
+    numerator = samples.numerator(metric)
+    return numerator if weight is None else numerator / weight

@@ -1,0 +1,324 @@
+"""Every cell's metrics from its samples, and each paired with its baseline's, sample by sample."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from pydantic import ValidationError
+
+from sparsebench.errors import IntegrityError
+from sparsebench.identity import seed_of
+from sparsebench.metrics import Metric
+from sparsebench.reports.changes import Changes, changed_samples
+from sparsebench.reports.pairing import align, clusters_of, metric_mismatch, task_mismatch, unusable
+from sparsebench.reports.sources import Array, Cells, Samples, Source, read_samples
+from sparsebench.stats import Comparison, Margin, compare_many, signal, value_bounds
+from sparsebench.store import StoredCell
+from sparsebench.suite import Conclude
+
+
+@dataclass
+class Judgement:
+    """One metric of one cell.
+
+    Attributes:
+        metric: The metric.
+        value: Its value, computed again from the samples; None without any.
+        ci_low: Lower end of its interval at confidence 1 - alpha; NaN where there is none.
+        ci_high: Upper end.
+        n: Samples that have a part in it.
+        alpha: Level of the tests.
+        obstacle: Why there is no comparison; empty where there is one.
+        comparison: The comparison with the baseline.
+        above_chance: Whether the baseline is above chance; None where the metric has no chance level.
+        room: Whether it is so by more than the margin, so that a collapse would be seen.
+        noise: The A/A row's absolute change in this metric; None where there is no such row.
+        verdict: One of `notation.VERDICTS`.
+        reason: Why.
+        p_adjusted: Two-sided p value of "no change", corrected within `family`.
+        p_noninferior: One-sided p value of "worse by the margin or more"; NaN where nothing could show the contrary.
+        family: How it was corrected, and among how many tests: `Holm, 12 tests`.
+    """
+
+    metric: Metric
+    value: float | None
+    ci_low: float
+    ci_high: float
+    n: int
+    alpha: float
+    obstacle: str = ""
+    comparison: Comparison | None = None
+    above_chance: bool | None = None
+    room: bool = True
+    noise: float | None = None
+    verdict: str = "inconclusive"
+    reason: str = ""
+    p_adjusted: float = math.nan
+    p_noninferior: float = math.nan
+    family: str = ""
+
+
+@dataclass
+class Judged:
+    """A cell with all of its metrics.
+
+    Attributes:
+        source: Where it was read from.
+        cell: The cell.
+        judgements: One a metric; empty for a cell without usable samples.
+        problem: Why there are none.
+        changes: The samples that changed most, where they were asked for.
+    """
+
+    source: Source
+    cell: StoredCell
+    judgements: list[Judgement] = field(default_factory=list)
+    problem: str = ""
+    changes: Changes | None = None
+
+    @property
+    def is_baseline(self) -> bool:
+        """Whether other cells are compared with this one, and it with none."""
+        place = self.cell.record.placement
+        return place.role == "baseline" or place.baseline == self.cell.id
+
+    @property
+    def grid(self) -> tuple[str, int, str, str, str]:
+        """What the tests of a gate have in common: suite, grid, system and task."""
+        place = self.cell.record.placement
+        return place.suite, place.suite_version, place.grid, self.cell.spec.system.ref, self.cell.spec.task.id
+
+
+def compare_cells(sources: Sequence[Source], *, changes: int = 0) -> list[Judged]:
+    """Compare every readable cell with its baseline; no verdicts yet.
+
+    Args:
+        sources: Opened results folders; a baseline is looked for in a cell's own source first.
+        changes: How many changed samples of each cell to keep.
+
+    Raises:
+        IntegrityError: A suite whose rules for conclusions are wrong.
+    """
+    cells = Cells(sources)
+    rules = {source.name: conclusions(source) for source in sources}
+    judged = [Judged(source, cell) for source, cell in cells]
+    for baseline, members in _groups(cells, judged):
+        _compare_group(baseline, members, rules, changes)
+    return judged
+
+
+def conclusions(source: Source) -> Conclude:
+    """What a source's suite concludes, and by which rule; the defaults where it says nothing.
+
+    Raises:
+        IntegrityError: Its rules are wrong.
+    """
+    suite = source.suite.get("suite")
+    stated = suite.get("conclude") if isinstance(suite, dict) else None
+    if stated is None:
+        return Conclude()
+    try:
+        return Conclude.model_validate(stated)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise IntegrityError(f"{source.name}/suite.json: conclude.{where}: {first['msg']}") from None
+
+
+def _groups(cells: Cells, judged: Iterable[Judged]) -> Iterator[tuple[StoredCell | str, list[Judged]]]:
+    """Cells with the baseline that they share, or with the reason why they have none."""
+    groups: dict[tuple[str, str], tuple[StoredCell | str, list[Judged]]] = {}
+    for item in judged:
+        named = item.cell.record.placement.baseline
+        if item.cell.record.outcome.status == "failed":
+            item.problem = item.cell.record.outcome.error or "failed"
+            continue
+        found = cells.find(item.source, item.cell.id if item.is_baseline else named) if named or item.is_baseline else None
+        if found:
+            groups.setdefault((found[0].name, found[1].id), (found[1], []))[1].append(item)
+        else:
+            why = "its baseline is not among the results" if named else "its grid names no baseline"
+            groups.setdefault(("", why), (f"not compared: {why}", []))[1].append(item)
+    yield from groups.values()
+
+
+@dataclass(frozen=True)
+class _Row:
+    """A metric of a cell on its way to a comparison; arrays are `[samples]`, in the baseline's order."""
+
+    judgement: Judgement
+    margin: Margin | None
+    numerator: Array
+    weight: Array | None
+
+
+def _compare_group(
+    baseline: StoredCell | str, members: list[Judged], rules: dict[str, Conclude], changes: int
+) -> None:
+    """Read the samples of cells that share a baseline, and compare them with it, all at once for each metric."""
+    base = _samples_of_baseline(baseline)
+    waiting: dict[tuple[object, ...], list[_Row]] = defaultdict(list)
+    for item in members:
+        rule = rules[item.source.name]
+        try:
+            samples = read_samples(item.cell)
+            paired = _paired(item, samples, baseline, base)
+            rows = list(_rows(item, paired if isinstance(paired, Samples) else samples, rule))
+        except IntegrityError as error:
+            item.problem = error.message
+            continue
+        item.judgements = [row.judgement for row in rows]
+        for row in rows:
+            obstacle = paired if isinstance(paired, str) else _obstacle(row, item, baseline)
+            row.judgement.obstacle = row.judgement.obstacle or obstacle
+            if not row.judgement.obstacle:
+                waiting[row.judgement.metric.name, row.margin, rule.alpha, rule.resamples].append(row)
+        if changes and not item.is_baseline and isinstance(base, Samples) and isinstance(paired, Samples):
+            item.changes = changed_samples(item.cell.record, base, paired, changes)
+    if isinstance(base, Samples) and isinstance(baseline, StoredCell):
+        clusters = clusters_of(base)
+        for (_, _, _, resamples), rows in waiting.items():
+            _compare(baseline, base, clusters, rows, int(str(resamples)))
+
+
+def _samples_of_baseline(baseline: StoredCell | str) -> Samples | str:
+    if isinstance(baseline, str):
+        return baseline
+    if baseline.record.outcome.status == "failed":
+        return "not compared: its baseline failed"
+    try:
+        return read_samples(baseline)
+    except IntegrityError as error:
+        return f"not compared: its baseline cannot be used ({error.message})"
+
+
+def _paired(item: Judged, samples: Samples, baseline: StoredCell | str, base: Samples | str) -> Samples | str:
+    """The samples in the baseline's order, or why they cannot be compared with it."""
+    if item.is_baseline:
+        return samples
+    if isinstance(base, str) or isinstance(baseline, str):
+        return str(base)
+    return task_mismatch(item.cell.spec.task, baseline.spec.task) or align(samples, base)
+
+
+def _rows(item: Judged, samples: Samples, rule: Conclude) -> Iterator[_Row]:
+    """Each metric by itself: its value from the samples, with its interval.
+
+    Raises:
+        IntegrityError: The samples lack a metric's column, or do not give the value that was recorded.
+    """
+    clusters = clusters_of(samples)
+    for recorded in item.cell.record.outcome.metrics:
+        metric = recorded.metric
+        if metric.column not in samples.columns:
+            raise IntegrityError(f"cell {item.cell.id}: its samples have no column {metric.column!r}")
+        numerator, weight = samples.numerator(metric), samples.weight(metric)
+        value = samples.value(metric)
+        if not same_value(value, recorded.value):
+            raise IntegrityError(f"cell {item.cell.id}: recorded {metric.name} {recorded.value}, its samples give {value}")
+        wrong = unusable(metric, numerator, weight) or ""
+        low, high = (math.nan, math.nan) if wrong else _interval(metric, numerator, weight, clusters, rule.alpha)
+        n = int((~np.isnan(numerator)).sum())
+        judgement = Judgement(metric, value, low, high, n, rule.alpha, obstacle=wrong)
+        yield _Row(judgement, margin_of(rule, item.cell.spec.task.id, metric.name), numerator, weight)
+
+
+def same_value(a: float | None, b: float | None) -> bool:
+    """Whether a recorded and a recomputed value agree; an infinite one cannot be recorded and stands as None."""
+    if a is None or b is None or math.isinf(a) or math.isinf(b):
+        return (a is None or math.isinf(a)) == (b is None or math.isinf(b))
+    return math.isclose(a, b, rel_tol=1e-9, abs_tol=1e-12)
+
+
+def margin_of(rules: Conclude, task: str, metric: str) -> Margin | None:
+    """The margin that a suite declares for a metric of a task."""
+    stated = rules.margin(task, metric)
+    if stated is None:
+        return None
+    return Margin(stated.points, "points") if stated.points is not None else Margin(stated.relative or 0.0, "relative")
+
+
+def _interval(
+    metric: Metric, numerator: Array, weight: Array | None, clusters: np.ndarray | None, alpha: float
+) -> tuple[float, float]:
+    if not np.isfinite(numerator[~np.isnan(numerator)]).all():
+        return math.nan, math.nan
+    kind = "binary" if metric.kind == "binary" and weight is None else "continuous"
+    bounds = value_bounds(numerator, weights=weight, clusters=clusters, kind=kind, transform=metric.transform)
+    low, high = bounds.lower(alpha / 2), bounds.upper(alpha / 2)
+    return (low if math.isfinite(low) else math.nan), (high if math.isfinite(high) else math.nan)
+
+
+def _obstacle(row: _Row, item: Judged, baseline: StoredCell | str) -> str:
+    """What keeps one metric from being compared, where the samples are the same."""
+    if item.is_baseline or isinstance(baseline, str):
+        return "baseline"
+    metric = row.judgement.metric
+    theirs = next((m.metric for m in baseline.record.outcome.metrics if m.metric.name == metric.name), None)
+    if theirs is None:
+        return f"not compared: the baseline has no metric {metric.name}"
+    return metric_mismatch(metric, theirs) or ""
+
+
+def _compare(
+    baseline: StoredCell, base: Samples, clusters: np.ndarray | None, rows: list[_Row], resamples: int
+) -> None:
+    """Compare all cells that share a metric, a margin and a baseline; the bootstrap's seed is the baseline's id."""
+    first = rows[0].judgement
+    metric, alpha, margin = first.metric, first.alpha, rows[0].margin
+    dense, weight = base.numerator(metric), base.weight(metric)
+    wrong = unusable(metric, dense, weight)
+    if wrong:
+        for row in rows:
+            row.judgement.obstacle = f"not compared: the baseline's {wrong}"
+        return
+    kind = "binary" if metric.kind == "binary" and weight is None else "continuous"
+    weights = None if weight is None else np.stack([w for r in rows if (w := r.weight) is not None], axis=1)
+    with np.errstate(all="ignore"):
+        compared = compare_many(
+            dense,
+            np.stack([row.numerator for row in rows], axis=1),
+            weight_dense=weight,
+            weight_sparse=weights,
+            clusters=clusters,
+            kind=kind,
+            transform=metric.transform,
+            higher_is_better=metric.higher_is_better,
+            margin=margin,
+            alpha=alpha,
+            seed=seed_of("bootstrap", baseline.id, metric.name),
+            resamples=resamples,
+        )
+    above_chance, room = _signal(metric, dense, weight, clusters, margin, alpha)
+    for row, comparison in zip(rows, compared, strict=True):
+        row.judgement.comparison = comparison
+        row.judgement.above_chance, row.judgement.room = above_chance, room
+
+
+def _signal(
+    metric: Metric, dense: Array, weight: Array | None, clusters: np.ndarray | None, margin: Margin | None, alpha: float
+) -> tuple[bool | None, bool]:
+    """Whether a baseline is above chance, and whether by more than the margin."""
+    present = ~np.isnan(dense)
+    if metric.chance is None or not present.any() or not np.isfinite(dense[present]).all():
+        return None, True
+    mean = float(dense[present].sum()) / float(present.sum() if weight is None else weight[present].sum())
+    size = margin.absolute(math.exp(mean) if metric.transform == "exp" else mean) if margin else 0.0
+
+    def above(level: float) -> bool:
+        return signal(
+            dense,
+            level,
+            alpha,
+            weights=weight,
+            clusters=clusters,
+            kind="binary" if metric.kind == "binary" and weight is None else "continuous",
+            transform=metric.transform,
+            higher_is_better=metric.higher_is_better,
+        ).present
+
+    return above(metric.chance), above(metric.chance + (size if metric.higher_is_better else -size))

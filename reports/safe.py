@@ -1,0 +1,57 @@
+"""How sparse a method may be and still keep its quality, from the tidy table."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from sparsebench.reports.verdicts import TESTED_ROLES
+from sparsebench.stats import largest_safe
+
+KEYS = ("source", "suite", "grid", "family", "model", "dtype", "mode", "protocol", "method", "config", "task", "metric")
+
+
+@dataclass(frozen=True)
+class SafeSparsity:
+    """The largest sparsity at which a method keeps a metric, every lower one tested included.
+
+    Attributes:
+        row: Any row of the series: its family, model, method, config, task, metric and `sparsity_of`.
+        largest: The largest safe sparsity; None where the lowest tested already fails.
+        first_failure: The lowest one that fails; None where none does.
+        levels: How many were tested.
+        signal: Whether the baseline has signal; without it nothing is concluded.
+    """
+
+    row: dict[str, Any]
+    largest: float | None
+    first_failure: float | None
+    levels: int
+    signal: bool
+
+
+def safe_sparsities(table: pd.DataFrame) -> list[SafeSparsity]:
+    """The largest safe sparsity of every method on every headline metric.
+
+    Levels are tested in order from the least sparse, each at the full alpha: the sequence needs no correction. Seeds of one
+    level count as the worst of them. A level at which nothing could be shown (no margin, noise, too few decode
+    queries) fails.
+    """
+    rows = table[table["headline"] & table["role"].isin(TESTED_ROLES) & table["sparsity"].notna()]
+    found = []
+    for _, group in rows.groupby(list(KEYS), sort=True):
+        series: list[dict[str, Any]] = group.to_dict("records")  # type: ignore[assignment]
+        worst: dict[float, float] = defaultdict(float)
+        for row in series:
+            p = 1.0 if math.isnan(row["p_noninferior"]) else row["p_noninferior"]
+            level = round(row["sparsity"], 4)
+            worst[level] = max(worst[level], p)
+        alpha = series[0]["alpha"]
+        result = largest_safe(list(worst), list(worst.values()), alpha)
+        silent = all(row["verdict"] == "no signal" for row in series)
+        found.append(SafeSparsity(series[0], result.level, result.first_failure, len(worst), not silent))
+    return found

@@ -1,0 +1,156 @@
+"""Results folders, opened for reading: their suites, their cells, and what could not be read."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from sparsebench.errors import InputError, IntegrityError
+from sparsebench.metrics import Metric
+from sparsebench.store import Store, StoredCell
+
+Array = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Source:
+    """One results folder.
+
+    Attributes:
+        name: The end of its path, as long as it takes to tell the sources apart.
+        root: Its path.
+        suite: Its `suite.json`; empty without one.
+        cells: Cells that could be read, by id.
+        broken: What is wrong with the others, by id.
+    """
+
+    name: str
+    root: Path
+    suite: dict[str, Any]
+    cells: dict[str, StoredCell]
+    broken: dict[str, str] = field(default_factory=dict)
+
+
+def open_sources(folders: Iterable[str | os.PathLike[str]]) -> list[Source]:
+    """Open results folders, each once, in the order given.
+
+    Raises:
+        InputError: A folder that holds no results, or none at all.
+        IntegrityError: A `suite.json` that is no JSON.
+    """
+    roots = list(dict.fromkeys(Path(folder).resolve() for folder in folders))
+    if not roots:
+        raise InputError("no results folder was named", "name the folder that `sparsebench run` wrote")
+    return [_open(root, name) for root, name in zip(roots, short_names(roots), strict=True)]
+
+
+def short_names(paths: Sequence[Path]) -> list[str]:
+    """For each path its last parts, as few as tell it from the others."""
+    for length in range(1, 1 + max(len(path.parts) for path in paths)):
+        names = ["/".join(path.parts[-length:]).lstrip("/") or "results" for path in paths]
+        if len(set(names)) == len(names):
+            return names
+    return [str(path) for path in paths]
+
+
+def _open(root: Path, name: str) -> Source:
+    store = Store.open(root)
+    source = Source(name, root, store.suite(), {})
+    for identity in store.ids():
+        try:
+            source.cells[identity] = store.read(identity)
+        except IntegrityError as error:
+            # The path of this machine says nothing to a reader of a report.
+            source.broken[identity] = error.message.replace(f"{store.cells_folder / identity}{os.sep}", "")
+    return source
+
+
+@dataclass(frozen=True)
+class Samples:
+    """A cell's per-sample rows, by column."""
+
+    table: pa.Table
+
+    @property
+    def ids(self) -> pa.ChunkedArray:
+        """The samples' names."""
+        return self.table.column("sample")
+
+    @property
+    def columns(self) -> list[str]:
+        """Names of the columns."""
+        return list(self.table.column_names)
+
+    def numbers(self, column: str) -> Array:
+        """A column as floats, `[samples]`; NaN where there is none."""
+        values = self.table.column(column).to_numpy()
+        return np.asarray(values, dtype=np.float64)
+
+    def texts(self, column: str) -> list[str]:
+        """A column as strings; empty where there is none."""
+        return ["" if value is None else str(value) for value in self.table.column(column).to_pylist()]
+
+    def numerator(self, metric: Metric) -> Array:
+        """Numerators of a metric, `[samples]`."""
+        return self.numbers(metric.column)
+
+    def weight(self, metric: Metric) -> Array | None:
+        """Its denominators, `[samples]`; None where each is 1."""
+        return self.numbers(metric.weight) if metric.weight in self.columns else None
+
+    def value(self, metric: Metric) -> float | None:
+        """The metric over these samples, by its own arithmetic."""
+        wanted = [c for c in (metric.column, metric.weight) if c in self.columns]
+        return metric.value(pd.DataFrame({c: self.numbers(c) for c in wanted}))
+
+
+def read_samples(cell: StoredCell) -> Samples:
+    """A cell's samples, with their hash checked.
+
+    The same promise as `StoredCell.samples`, four times as fast: a report of ten thousand cells reads each of them.
+
+    Raises:
+        IntegrityError: They are missing, not the ones that were recorded, or not a table of samples.
+    """
+    name = f"cell {cell.id}: samples.parquet"
+    try:
+        content = (cell.folder / "samples.parquet").read_bytes()
+    except OSError:
+        raise IntegrityError(f"{name} is missing") from None
+    if hashlib.sha256(content).hexdigest() != cell.record.samples_sha256:
+        raise IntegrityError(f"{name} is not the file that was recorded (sha256 differs)")
+    try:
+        table = pq.ParquetFile(pa.BufferReader(content)).read(use_threads=False)
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise IntegrityError(f"{name} cannot be read ({error})") from None
+    if "sample" not in table.column_names:
+        raise IntegrityError(f"{name} has no column `sample`")
+    return Samples(table)
+
+
+class Cells:
+    """All cells of some sources, with their baselines found."""
+
+    def __init__(self, sources: Sequence[Source]) -> None:
+        self.sources = list(sources)
+        self._by_source = {source.name: source for source in sources}
+
+    def __iter__(self) -> Iterator[tuple[Source, StoredCell]]:
+        return ((source, cell) for source in self.sources for cell in source.cells.values())
+
+    def find(self, source: Source, identity: str) -> tuple[Source, StoredCell] | None:
+        """The cell with that id: in the same source, or else in the first other one that has it."""
+        for place in [source, *self.sources]:
+            if identity in place.cells:
+                return place, place.cells[identity]
+        return None

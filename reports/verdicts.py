@@ -1,0 +1,155 @@
+"""What may be concluded from each comparison, with the corrections that many tests need.
+
+Headline metrics of a grid's methods on one task are a gate: their p values are corrected by Holm, so that the chance of any
+wrong verdict of a kind in the gate is at most alpha. All other rows (further metrics, controls, bounds) are exploratory and
+corrected by Benjamini and Hochberg. Noise, a baseline without signal, and methods that acted on nothing come before either.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import replace
+
+from sparsebench.records import Outcome
+from sparsebench.reports.comparisons import Judged, Judgement, compare_cells
+from sparsebench.reports.sources import Source
+from sparsebench.stats import Comparison, benjamini_hochberg, holm
+from sparsebench.stats.verdict import Evidence, decide
+
+FEWEST_EXERCISED = 16
+"""Decode queries a sample below which a method that acts in decode alone is not exercised."""
+FEWEST_FOR_VERDICT = 64
+"""Decode queries a sample below which it gets no verdict."""
+TESTED_ROLES = ("method", "comparator")
+"""Roles whose headline metrics make the gate; controls and bounds claim nothing."""
+
+
+def judge(sources: Sequence[Source], *, changes: int = 0) -> list[Judged]:
+    """Every readable cell of some sources with its verdicts, in their order.
+
+    Args:
+        sources: Opened results folders; a baseline is looked for in a cell's own source first.
+        changes: How many changed samples of each cell to keep.
+
+    Raises:
+        IntegrityError: A suite whose rules for conclusions are wrong.
+    """
+    judged = compare_cells(sources, changes=changes)
+    noise = _noise(judged)
+    families: dict[tuple[object, ...], list[Judgement]] = defaultdict(list)
+    for item in judged:
+        for judgement in item.judgements:
+            judgement.noise = noise.get((item.cell.record.placement.baseline, judgement.metric.name))
+            settled = _before_any_test(item, judgement)
+            if settled:
+                judgement.verdict, judgement.reason = settled
+            else:
+                gate = judgement.metric.headline and item.cell.record.placement.role in TESTED_ROLES
+                families[(gate, *item.grid)].append(judgement)
+    for (gate, *_), members in families.items():
+        _correct(members, gate=bool(gate))
+    return judged
+
+
+def _noise(judged: Sequence[Judged]) -> dict[tuple[str | None, str], float]:
+    """The largest absolute change that running a baseline another way made, by baseline and metric."""
+    noise: dict[tuple[str | None, str], float] = {}
+    for item in judged:
+        if item.cell.record.placement.role == "noise":
+            for judgement in item.judgements:
+                if judgement.comparison and math.isfinite(judgement.comparison.delta):
+                    key = (item.cell.record.placement.baseline, judgement.metric.name)
+                    noise[key] = max(noise.get(key, 0.0), abs(judgement.comparison.delta))
+    return noise
+
+
+def _before_any_test(item: Judged, judgement: Judgement) -> tuple[str, str] | None:
+    """The verdict and reason of a row that no test is asked about."""
+    comparison, outcome = judgement.comparison, item.cell.record.outcome
+    if item.is_baseline:
+        return "baseline", ""
+    if item.cell.record.placement.role == "noise":
+        return "noise", judgement.obstacle or "the baseline, run another way"
+    unexercised = not_exercised(outcome)
+    if unexercised:
+        return "not exercised", unexercised
+    if comparison is None:
+        return "inconclusive", judgement.obstacle
+    if judgement.above_chance is False:
+        return "no signal", f"the baseline's {comparison.dense:.3g} is not above chance ({judgement.metric.chance:.3g})"
+    if outcome.phase == "decode" and (outcome.decode_queries or 0) < FEWEST_FOR_VERDICT:
+        counted = "" if outcome.decode_queries is not None else "; they were not counted"
+        return "inconclusive", f"fewer than {FEWEST_FOR_VERDICT} decode queries a sample{counted}"
+    return None
+
+
+def not_exercised(outcome: Outcome) -> str | None:
+    """Why a method was not exercised; None when it was."""
+    if not outcome.exercised:
+        return "the method acted on nothing that feeds a scored token"
+    queries = outcome.decode_queries
+    if outcome.phase == "decode" and queries is not None and queries < FEWEST_EXERCISED:
+        return f"{queries:.3g} decode queries a sample; at least {FEWEST_EXERCISED} are needed"
+    return None
+
+
+def evidence_of(judgement: Judgement, comparison: Comparison) -> Evidence:
+    """What the verdict of a comparison rests on, noise and signal included."""
+    loss = -comparison.delta if judgement.metric.higher_is_better else comparison.delta
+    return Evidence(
+        n=comparison.n,
+        clusters=comparison.n_clusters,
+        unpaired=comparison.unpaired,
+        finite=math.isfinite(comparison.dense) and math.isfinite(comparison.sparse),
+        loss=loss,
+        loss_bound=comparison.loss_bound,
+        p_regression=_or_one(comparison.p_regression),
+        p_improvement=_or_one(comparison.p_improvement),
+        alpha=judgement.alpha,
+        margin=comparison.margin,
+        mde=comparison.mde,
+        required_n=comparison.required_n,
+        noise=judgement.noise,
+        above_chance=judgement.above_chance,
+        room=judgement.room,
+    )
+
+
+def _correct(members: list[Judgement], *, gate: bool) -> None:
+    """Correct the p values of a family of tests, and decide each by the corrected ones."""
+    tests = [(m, m.comparison, evidence_of(m, m.comparison)) for m in members if m.comparison is not None]
+    correct, name = (holm, "Holm") if gate else (benjamini_hochberg, "Benjamini-Hochberg")
+    worse = correct([e.p_regression for _, _, e in tests])
+    better = correct([e.p_improvement for _, _, e in tests])
+    for judgement, comparison, evidence in tests:
+        judgement.p_noninferior = comparison.p_noninferior if _could_be_noninferior(evidence) else math.nan
+    kept = correct([judgement.p_noninferior for judgement, _, _ in tests])
+    for k, (judgement, _, evidence) in enumerate(tests):
+        judgement.family = f"{name}, {len(tests)} test{'s' if len(tests) > 1 else ''}"
+        judgement.p_adjusted = min(1.0, 2 * min(float(worse[k]), float(better[k])))
+        corrected = replace(evidence, p_regression=float(worse[k]), p_improvement=float(better[k]))
+        judgement.verdict, judgement.reason = _decide(evidence, corrected, float(kept[k]), judgement.family)
+
+
+def _could_be_noninferior(evidence: Evidence) -> bool:
+    """Whether anything but the bound of the loss stands in the way."""
+    return decide(replace(evidence, p_improvement=1.0, loss_bound=-math.inf))[0] == "non-inferior"
+
+
+def _decide(alone: Evidence, corrected: Evidence, p_noninferior: float, family: str) -> tuple[str, str]:
+    """The verdict by corrected p values; where the correction changed it, the reason says so."""
+    verdict, reason = decide(corrected)
+    if verdict == "non-inferior" and p_noninferior > corrected.alpha:
+        verdict = decide(replace(corrected, loss_bound=math.inf))[0]
+        reason = "the loss is significant"
+    by_itself = decide(alone)[0]
+    if by_itself == verdict:
+        return verdict, reason
+    changed = f"{by_itself} by itself, but not after correction ({family})"
+    return verdict, changed if verdict == "inconclusive" else f"{reason}; {changed}"
+
+
+def _or_one(p: float) -> float:
+    return 1.0 if math.isnan(p) else p

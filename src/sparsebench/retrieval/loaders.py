@@ -1,0 +1,242 @@
+"""Reading collections: folders in BEIR form, and BEIR data sets of the Hugging Face hub.
+
+A folder has `corpus.jsonl` and `queries.jsonl` (either may be gzipped) and `qrels/<split>.tsv`. Judgements may have a
+header line, in BEIR's three columns or TREC's four. Whatever cannot be read is an error that names file and line: a
+judgement that is lost silently is a wrong figure.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from sparsebench.errors import InputError, MissingError
+from sparsebench.retrieval.collection import Collection, FieldPolicy, GradePolicy
+
+_GRADE_HEADERS = frozenset({"score", "grade", "relevance", "rel", "label"})
+_Value = TypeVar("_Value")
+
+
+def load_beir(
+    folder: Path,
+    *,
+    split: str = "test",
+    name: str | None = None,
+    field_policy: FieldPolicy = "title_text",
+    grade_policy: GradePolicy = "plain",
+    drop_identical_ids: bool = False,
+) -> Collection:
+    """The collection of a folder in BEIR form.
+
+    Args:
+        folder: Holds `corpus.jsonl[.gz]`, `queries.jsonl[.gz]` and `qrels/<split>.tsv`.
+        split: Which judgements.
+        name: The collection's name; the folder's when not given.
+        field_policy: See `Collection`.
+        grade_policy: See `Collection`.
+        drop_identical_ids: See `Collection`.
+
+    Raises:
+        MissingError: A file is not there.
+        InputError: A line cannot be read, an id comes twice, or a judged query has no text.
+    """
+    judgements = folder / "qrels" / f"{split}.tsv"
+    if not judgements.is_file():
+        splits = ", ".join(sorted(path.stem for path in judgements.parent.glob("*.tsv")))
+        raise MissingError(f"no such file: {judgements}", f"splits found: {splits or 'none'}")
+    queries = _by_id(_rows(_find(folder, "queries.jsonl")), lambda row: _text(row, "text", required=True))
+    corpus = _by_id(
+        _rows(_find(folder, "corpus.jsonl")),
+        lambda row: {"title": _text(row, "title"), "text": _text(row, "text", required=True)},
+    )
+    return Collection.from_dicts(
+        name or folder.name,
+        corpus,
+        queries,
+        _grades(_judgements(judgements), queries, grade_policy),
+        split=split,
+        field_policy=field_policy,
+        grade_policy=grade_policy,
+        drop_identical_ids=drop_identical_ids,
+        source=f"folder:{folder.name}",
+    )
+
+
+def load_hub(
+    repository: str,
+    *,
+    split: str = "test",
+    revision: str | None = None,
+    qrels_repository: str | None = None,
+    qrels_revision: str | None = None,
+    name: str | None = None,
+    field_policy: FieldPolicy = "title_text",
+    grade_policy: GradePolicy = "plain",
+    drop_identical_ids: bool = False,
+) -> Collection:
+    """A collection of the Hugging Face hub: `BeIR/scifact` with `BeIR/scifact-qrels`, or `mteb/scifact` for both.
+
+    Args:
+        repository: The data set with the configurations `corpus` and `queries`; a local folder of that form will do.
+        split: Which judgements.
+        revision: Commit of the data set; the newest when not given. What it resolves to stands in the `source`.
+        qrels_repository: The data set with the judgements; `<repository>-qrels` when not given and the owner is `BeIR`,
+            otherwise the default configuration of `repository`.
+        qrels_revision: Commit of `qrels_repository`.
+        name: The collection's name; the data set's when not given.
+        field_policy: See `Collection`.
+        grade_policy: See `Collection`.
+        drop_identical_ids: See `Collection`.
+
+    Raises:
+        MissingError: The data set, a configuration or the split is not to be had.
+        InputError: As for `load_beir`, with the row in place of the line.
+    """
+    if qrels_repository is None:
+        qrels_repository = f"{repository}-qrels" if repository.startswith("BeIR/") else repository
+    if qrels_repository == repository:
+        qrels_revision = qrels_revision or revision
+    pinned = _resolve(repository, revision)
+    qrels_pinned = pinned if qrels_repository == repository else _resolve(qrels_repository, qrels_revision)
+    queries = _by_id(_hub_rows(repository, "queries", "queries", pinned), lambda row: _text(row, "text", required=True))
+    corpus = _by_id(
+        _hub_rows(repository, "corpus", "corpus", pinned),
+        lambda row: {"title": _text(row, "title"), "text": _text(row, "text", required=True)},
+    )
+    rows = _hub_rows(qrels_repository, "default", split, qrels_pinned)
+    pairs = ((place, str(row["query-id"]), str(row["corpus-id"]), row["score"]) for place, row in rows)
+    return Collection.from_dicts(
+        name or Path(repository).name,
+        corpus,
+        queries,
+        _grades(pairs, queries, grade_policy),
+        split=split,
+        field_policy=field_policy,
+        grade_policy=grade_policy,
+        drop_identical_ids=drop_identical_ids,
+        source=f"hf:{repository}@{pinned} {qrels_repository}@{qrels_pinned}",
+    )
+
+
+def _find(folder: Path, name: str) -> Path:
+    for path in (folder / name, folder / f"{name}.gz"):
+        if path.is_file():
+            return path
+    raise MissingError(
+        f"no such file: {folder / name}", "a folder in BEIR form has corpus.jsonl, queries.jsonl and qrels/"
+    )
+
+
+def _lines(path: Path) -> Iterator[tuple[str, str]]:
+    """The lines of a text file that are not blank, each with `file:line`."""
+    opened = gzip.open(path, "rt", encoding="utf-8-sig") if path.suffix == ".gz" else path.open(encoding="utf-8-sig")
+    number = 0
+    with opened as stream:
+        try:
+            for number, line in enumerate(stream, start=1):
+                if line.strip():
+                    yield f"{path}:{number}", line.rstrip("\n")
+        except (UnicodeDecodeError, EOFError, OSError) as error:
+            raise InputError(f"{path}:{number + 1}: {error}", "the file must be whole and in UTF-8") from error
+
+
+def _rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    for place, line in _lines(path):
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise InputError(f"{place}: not JSON: {error}") from error
+        if not isinstance(row, dict):
+            raise InputError(f"{place}: not a JSON object")
+        yield place, row
+
+
+def _by_id(
+    rows: Iterable[tuple[str, Mapping[str, Any]]], read: Callable[[Mapping[str, Any]], _Value]
+) -> dict[str, _Value]:
+    records: dict[str, _Value] = {}
+    for place, row in rows:
+        identifier = row.get("_id", row.get("id"))
+        if not isinstance(identifier, str | int) or identifier == "":
+            raise InputError(f"{place}: there is no _id")
+        if str(identifier) in records:
+            raise InputError(f"{place}: the id {str(identifier)!r} comes a second time")
+        try:
+            records[str(identifier)] = read(row)
+        except InputError as error:
+            raise InputError(f"{place}: {error.message}") from error
+    return records
+
+
+def _text(row: Mapping[str, Any], key: str, *, required: bool = False) -> str:
+    if required and key not in row:
+        raise InputError(f"there is no {key!r}")
+    value = row.get(key)
+    if not isinstance(value, str | None):
+        raise InputError(f"{key!r} is not a string")
+    return value or ""
+
+
+def _judgements(path: Path) -> Iterator[tuple[str, str, str, str]]:
+    """`(file:line, query, document, grade)` of a qrels file."""
+    for number, (place, line) in enumerate(_lines(path)):
+        fields = line.split("\t") if "\t" in line else line.split()
+        if len(fields) not in (3, 4):
+            raise InputError(
+                f"{place}: {len(fields)} columns", "query, document, grade; or TREC's query, 0, document, grade"
+            )
+        if number == 0 and fields[-1].strip().lower() in _GRADE_HEADERS:
+            continue
+        yield place, fields[0].strip(), fields[-2].strip(), fields[-1].strip()
+
+
+def _grades(
+    judgements: Iterable[tuple[str, str, str, str | float]], queries: Mapping[str, str], policy: GradePolicy
+) -> dict[str, dict[str, int]]:
+    """Judgements by query and document; a repeated one must agree with the first."""
+    qrels: dict[str, dict[str, int]] = {}
+    for place, qid, doc, written in judgements:
+        try:
+            grade = float(written)
+        except (TypeError, ValueError):
+            raise InputError(f"{place}: the grade {written!r} is not a number") from None
+        if not grade.is_integer():
+            raise InputError(f"{place}: the grade {written!r} is not an integer", "trec_eval knows integer grades only")
+        if grade < 0 and policy == "plain":
+            raise InputError(
+                f"{place}: the grade {written} is negative",
+                "say what it means: grade policy negative_best (Cranfield) or negative_zero (TREC)",
+            )
+        if qid not in queries:
+            raise InputError(f"{place}: query {qid!r} is judged but has no text")
+        if qrels.setdefault(qid, {}).setdefault(doc, int(grade)) != int(grade):
+            raise InputError(f"{place}: document {doc!r} has a second, other grade for query {qid!r}")
+    return qrels
+
+
+def _resolve(repository: str, revision: str | None) -> str:
+    """The commit that a revision of a hub data set stands for."""
+    if Path(repository).is_dir():
+        return "local"
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+
+    try:
+        return str(HfApi().dataset_info(repository, revision=revision).sha)
+    except (HfHubHTTPError, OfflineModeIsEnabled, OSError) as error:
+        raise MissingError(f"data set {repository!r} is not to be had: {error}", "is the hub reachable?") from error
+
+
+def _hub_rows(repository: str, config: str, split: str, revision: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    from datasets import load_dataset
+
+    pinned = None if revision == "local" else revision
+    try:
+        table = load_dataset(repository, config, split=split, revision=pinned)
+    except (ValueError, OSError) as error:
+        raise MissingError(f"data set {repository!r} has no {config!r}, split {split!r}: {error}") from error
+    for number, row in enumerate(table):
+        yield f"{repository} {config} row {number}", row

@@ -1,0 +1,122 @@
+"""The samples of a paired comparison, complete and with their clusters numbered."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from sparsebench.stats.bounds import Rare
+from sparsebench.stats.clusters import ClusterSums, sum_by_cluster
+from sparsebench.stats.design import effective_samples
+from sparsebench.stats.scale import DIFFERENCE, EXP_DIFFERENCE, Scale, exp
+
+Array = npt.NDArray[np.float64]
+Kind = Literal["binary", "continuous"]
+Transform = Literal["identity", "exp"]
+
+FEW_CHANGED = 10
+
+
+@dataclass(frozen=True)
+class PairedSamples:
+    """Samples of one or more cells, without missing values; all arrays are `[samples, cells]` unless noted.
+
+    Attributes:
+        dense: The baseline's numerators.
+        sparse: The sparse system's numerators.
+        dense_weight: The baseline's weights.
+        sparse_weight: The sparse system's weights.
+        index: Each sample's cluster number, `[samples]`.
+        clusters: How many clusters there are.
+        kind: Whether numerators are 0 or 1.
+        transform: What turns a mean into the metric's value.
+    """
+
+    dense: Array
+    sparse: Array
+    dense_weight: Array
+    sparse_weight: Array
+    index: npt.NDArray[np.intp]
+    clusters: int
+    kind: Kind
+    transform: Transform
+
+    @property
+    def independent(self) -> bool:
+        """Whether each sample is a cluster of its own."""
+        return self.clusters == len(self.index)
+
+    @property
+    def cells(self) -> int:
+        """How many cells there are."""
+        return int(self.dense.shape[1])
+
+    @property
+    def exact(self) -> bool:
+        """Whether the exact binary methods apply: right or wrong, and independent."""
+        return self.kind == "binary" and self.independent
+
+    @cached_property
+    def sums(self) -> ClusterSums:
+        """The clusters' sums. Independent samples are sorted, so that their order has no part in the bootstrap."""
+        tables = (self.dense, self.dense_weight, self.sparse, self.sparse_weight)
+        if self.independent:
+            order = np.lexsort(tables[::-1], axis=0)
+            return ClusterSums(*(np.take_along_axis(table, order, 0) for table in tables))
+        return ClusterSums(*(sum_by_cluster(table, self.index, self.clusters) for table in tables))
+
+    @cached_property
+    def rarely_changed(self) -> npt.NDArray[np.bool_]:
+        """Whether so few clusters changed that their spread says little, `[cells]`."""
+        changed = (self.sparse != self.dense) | (self.sparse_weight != self.dense_weight)
+        clusters = (sum_by_cluster(changed.astype(np.float64), self.index, self.clusters) > 0).sum(0)
+        return np.asarray((clusters < FEW_CHANGED) & (2 * clusters < self.clusters))
+
+    def values(self, cell: int) -> tuple[float, float]:
+        """The metric's value of the baseline and of the sparse system; NaN without samples."""
+        if not len(self.index):
+            return math.nan, math.nan
+        dense, sparse = float(self.sums.dense_mean[cell]), float(self.sums.sparse_mean[cell])
+        return (exp(dense), exp(sparse)) if self.transform == "exp" else (dense, sparse)
+
+    @property
+    def scale(self) -> Scale:
+        """The scale of a change in the metric's units."""
+        return EXP_DIFFERENCE if self.transform == "exp" else DIFFERENCE
+
+    def from_difference(self, change: float, cell: int) -> float:
+        """A change of the means, in the metric's units."""
+        return self.scale.from_difference(change, float(self.sums.dense_mean[cell]))
+
+    def to_difference(self, change: float, cell: int) -> float:
+        """A change in the metric's units, as one of the means."""
+        return self.scale.to_difference(change, float(self.sums.dense_mean[cell]))
+
+    def flips(self, cell: int) -> tuple[int, int]:
+        """How many samples fell and how many rose: for binary metrics, answers lost and gained."""
+        dense, sparse = self.dense[:, cell], self.sparse[:, cell]
+        return int((sparse < dense).sum()), int((sparse > dense).sum())
+
+    def rare(self, cell: int, *, seen: bool = True) -> Rare:
+        """The exact bound on the share of samples that changed.
+
+        The effective number of samples is the one that the clustering of the baseline's values leaves, and one sample
+        is taken to move by no more than the range of all values seen (1 for right or wrong): both stand in for what
+        few changes cannot tell of themselves.
+
+        Args:
+            cell: Which cell.
+            seen: False for the bound that would hold had no sample changed.
+        """
+        weight = self.dense_weight[:, cell]
+        dense, sparse = self.dense[:, cell] / weight, self.sparse[:, cell] / self.sparse_weight[:, cell]
+        values = np.concatenate([dense, sparse])
+        span = 1.0 if self.kind == "binary" else float(np.ptp(values)) or math.inf
+        share = weight / weight.sum() * seen
+        n = effective_samples(dense, weight, self.index, self.clusters)
+        return Rare(float(share[sparse > dense].sum()), float(share[sparse < dense].sum()), n, span)

@@ -1,0 +1,126 @@
+"""Retrieval tasks: a collection in BEIR form, scored query by query."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from sparsebench.data.sources import Resolved, resolve
+from sparsebench.errors import InputError
+from sparsebench.records import DataFact, TaskSpec
+from sparsebench.retrieval.collection import Collection
+from sparsebench.retrieval.evaluate import EVALUATOR, evaluate
+from sparsebench.tasks.base import BoundTask, Task, TaskResult, Workload
+from sparsebench.tasks.definition import TaskDefinition
+from sparsebench.tasks.prompts import even_choice
+
+DEPTH = 1000
+SHOWN = 10
+"""Documents of each ranking that are stored."""
+
+
+class RetrievalTask(Task):
+    """Retrieval over a collection, from a definition."""
+
+    kind = "retrieval"
+
+    def __init__(self, definition: TaskDefinition) -> None:
+        self.definition = definition
+        self.id = definition.task
+        self.title = definition.title
+        self.family = definition.family
+
+    def bind(self, tokenizer: Any, limit: int | None = None) -> BoundRetrievalTask:
+        """Load the collection; `limit` keeps evenly spread queries and all documents."""
+        return BoundRetrievalTask(self.definition, limit)
+
+
+class BoundRetrievalTask(BoundTask):
+    """A retrieval task with its collection."""
+
+    protocol = ""
+
+    def __init__(self, definition: TaskDefinition, limit: int | None) -> None:
+        resolved = resolve(definition.data)
+        collection = _collection(definition, resolved)
+        if limit is not None and limit < len(collection.query_ids):
+            collection = _fewer_queries(collection, limit)
+        self.collection = collection
+        self.definition = definition
+        self.metrics = list(definition.metrics)
+        self.family = definition.family
+        self.title = definition.title
+        self.data = [
+            DataFact(
+                name=definition.task,
+                source=resolved.source,
+                sha256=resolved.sha256,
+                license=definition.license,
+                publish_text=definition.publish_text,
+            )
+        ]
+        self.spec = TaskSpec(
+            id=definition.task,
+            version=definition.version,
+            definition=definition.definition_hash,
+            data=collection.content_hash,
+            limit=limit,
+        )
+        characters = sum(map(len, collection.documents())) + sum(map(len, collection.queries))
+        self.workload = Workload(len(collection.query_ids), characters // 4)
+
+    def evaluate(self, system: Any) -> TaskResult:
+        """Retrieve and score each query."""
+        import pandas as pd
+
+        found = system.retrieve(self.collection, min(DEPTH, len(self.collection.doc_ids)))
+        scored = evaluate(self.collection, found.run, [metric.column for metric in self.metrics])
+        rankings = found.run.cut(SHOWN)
+        answered = set(found.run.query_ids)
+        frame = pd.DataFrame(
+            {
+                "sample": list(scored.query_ids),
+                "cluster": list(scored.query_ids),
+                **{metric.column: scored.values[metric.column] for metric in self.metrics},
+                "response": [json.dumps(rankings.ranking(q) if q in answered else []) for q in scored.query_ids],
+                "target": [
+                    json.dumps(sorted(d for d, grade in self.collection.qrels[q].items() if grade > 0))
+                    for q in scored.query_ids
+                ],
+            }
+        )
+        facts = {**found.facts, "evaluator": EVALUATOR, "counted": dict(found.counted)}
+        return TaskResult(frame, facts)
+
+
+def _collection(definition: TaskDefinition, resolved: Resolved) -> Collection:
+    options = dict(definition.options)
+    policies = {k: options.pop(k) for k in ("field_policy", "grade_policy", "drop_identical_ids") if k in options}
+    split = str(options.pop("qrels", "test"))
+    if options:
+        raise InputError(f"task {definition.task}: no option {', '.join(options)}", "qrels, field_policy, grade_policy")
+    if resolved.embedded is not None:
+        return _embedded(definition.task, resolved, policies)
+    from sparsebench.retrieval.loaders import load_beir
+
+    return load_beir(resolved.paths[0], split=split, name=definition.task, **policies)
+
+
+def _embedded(name: str, resolved: Resolved, policies: dict[str, Any]) -> Collection:
+    from sparsebench.data.embedded.docs_collection import collection
+
+    made = collection()
+    return Collection.from_dicts(name, made.corpus, made.queries, made.qrels, source=resolved.source, **policies)
+
+
+def _fewer_queries(collection: Collection, limit: int) -> Collection:
+    from dataclasses import replace
+
+    kept = set(even_choice(list(collection.query_ids), limit))
+    pairs = [(q, text) for q, text in zip(collection.query_ids, collection.queries, strict=True) if q in kept]
+    return replace(
+        collection,
+        query_ids=[q for q, _ in pairs],
+        queries=[text for _, text in pairs],
+        qrels={q: grades for q, grades in collection.qrels.items() if q in kept},
+    )

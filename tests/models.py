@@ -1,0 +1,118 @@
+"""Models for tests: tiny ones with random weights in many architectures, and one that was trained on stories."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers as hf
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+VOCAB = 260
+"""256 bytes, then pad, bos, eos, unk."""
+
+SIZES = {"vocab_size": VOCAB, "pad_token_id": 256, "bos_token_id": 257, "eos_token_id": 258, "initializer_range": 0.1}
+HEADS = {"num_attention_heads": 4, "num_hidden_layers": 3, "hidden_size": 48, "max_position_embeddings": 512}
+GROUPED = {**SIZES, **HEADS, "num_key_value_heads": 2, "intermediate_size": 96}
+
+
+def _gpt2() -> Any:
+    return hf.GPT2Config(n_embd=48, n_layer=3, n_head=4, n_positions=512, **SIZES)
+
+
+ARCHITECTURES: dict[str, Callable[[], Any]] = {
+    # grouped heads, tied embeddings
+    "llama": lambda: hf.LlamaConfig(**GROUPED, tie_word_embeddings=True),
+    # transposed weights (Conv1D), one matrix for q, k, v; biases; plain MLP
+    "gpt2": _gpt2,
+    # one matrix for q, k, v, interleaved by head; attention and MLP in parallel
+    "gpt_neox": lambda: hf.GPTNeoXConfig(**SIZES, **HEADS, intermediate_size=96),
+    # ReLU, plain MLP, learned positions, biases
+    "opt": lambda: hf.OPTConfig(**SIZES, **HEADS, ffn_dim=96, word_embed_proj_dim=48),
+    # biases on q, k, v only
+    "qwen2": lambda: hf.Qwen2Config(**GROUPED, tie_word_embeddings=False),
+    # norms on the heads of q and k
+    "qwen3": lambda: hf.Qwen3Config(**GROUPED, head_dim=16),
+    # one matrix for q, k, v and one for gate and up
+    "phi3": lambda: hf.Phi3Config(**GROUPED),
+    # windows in some layers, capped scores, a head width of its own
+    "gemma2": lambda: hf.Gemma2Config(**GROUPED, head_dim=16, sliding_window=24, query_pre_attn_scalar=16),
+    "gemma3": lambda: hf.Gemma3TextConfig(
+        **GROUPED, head_dim=16, sliding_window=24, query_pre_attn_scalar=16, layer_types=WINDOWED
+    ),
+    # a window in every layer
+    "mistral": lambda: hf.MistralConfig(**GROUPED, sliding_window=24),
+}
+WINDOWED = ["sliding_attention", "full_attention", "sliding_attention"]
+
+
+def tiny_model(name: str = "llama", seed: int = 0, dtype: torch.dtype = torch.float32) -> Any:
+    """A model with random weights; biases and norms are random too, so that leaving one out is seen."""
+    state = torch.random.get_rng_state()
+    torch.manual_seed(seed)
+    try:
+        model = hf.AutoModelForCausalLM.from_config(ARCHITECTURES[name]())
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.ndim == 1:
+                    parameter.add_(0.1 * torch.randn_like(parameter))
+    finally:
+        torch.random.set_rng_state(state)
+    return model.to(dtype).eval()
+
+
+def tiny_tokenizer() -> Any:
+    """Bytes as tokens."""
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocab = {letter: index for index, letter in enumerate(letters)}
+    vocab |= {"<pad>": 256, "<s>": 257, "</s>": 258, "<unk>": 259}
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return hf.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<unk>"
+    )
+
+
+def tiny_system(name: str = "llama", seed: int = 0, dtype: torch.dtype = torch.float32, **options: Any) -> Any:
+    """`tiny_model` as a `CausalLM`."""
+    from sparsebench.systems.causal_lm import CausalLM
+
+    return CausalLM(tiny_model(name, seed, dtype), tiny_tokenizer(), ref=f"memory:{name}", **options)
+
+
+def data_folder(name: str) -> Path:
+    """A folder of `SPARSEBENCH_DATA`; the test is skipped where it is not there."""
+    root = os.environ.get("SPARSEBENCH_DATA")
+    if root is None or not (Path(root) / name).is_dir():
+        pytest.skip(f"needs {name} in SPARSEBENCH_DATA")
+    return Path(root) / name
+
+
+def stories(dtype: torch.dtype = torch.float32) -> tuple[Any, Any]:
+    """stories260K, a trained Llama of 260,000 weights (5 layers, width 64, 8 heads, 4 key heads), and its tokenizer."""
+    from sparsebench.systems import llama2c
+
+    return llama2c.load(data_folder("stories260k"), dtype)
+
+
+def stories_system(dtype: torch.dtype = torch.float32, **options: Any) -> Any:
+    """`stories` as a `CausalLM`."""
+    from sparsebench.systems.causal_lm import CausalLM
+
+    return CausalLM(*stories(dtype), ref="path:stories260k", **options)
+
+
+STORIES = (
+    "Once upon a time, there was a little girl named Lily. She loved to play outside in the park. One day, she saw a "
+    'big, red ball. She wanted to play with it, but it was too high. Her mom said, "Lily, let\'s go home." ',
+    "One day, Tom and his dog went to the park. They saw a big tree with many red apples. Tom wanted to eat an apple, "
+    "but the tree was too tall. His dog ran and jumped. An apple fell down, and Tom was very happy. ",
+    "There was a small cat who lived in a big house. The cat liked to sleep in the sun all day. One day it started to "
+    "rain, and the cat was sad. A kind bird came and sang a song. The cat smiled, and they became good friends. ",
+)
+"""Texts such as stories260K was trained on."""

@@ -22,7 +22,7 @@ from sparsebench.errors import InputError, UnknownNameError
 
 if TYPE_CHECKING:
     from sparsebench.adapters.calibration import Calibration
-    from sparsebench.cost import Cost, Request
+    from sparsebench.cost import PhaseCosts, Request
     from sparsebench.systems.base import System
 
 
@@ -69,7 +69,7 @@ class Adapter(BaseModel, ABC):
         """Offline work, shared by budgets unless the card says `prepare_depends_on_budget`."""
         return Prepared()
 
-    def cost(self, system: Any, request: Request, budget: Budget | None) -> Cost:
+    def cost(self, system: Any, request: Request, budget: Budget | None) -> PhaseCosts:
         """Predicted FLOPs and bytes of one request; the dense cost unless a family knows better."""
         from sparsebench.cost import dense_cost
 
@@ -162,7 +162,10 @@ def prepare_timed(
 
 @contextmanager
 def attached(
-    system: System, stack: Sequence[Sparsity], calibration: Calibration | None = None, cache: dict[str, Prepared] | None = None
+    system: System,
+    stack: Sequence[Sparsity],
+    calibration: Calibration | None = None,
+    cache: dict[str, Prepared] | None = None,
 ) -> Iterator[tuple[System, list[Prepared]]]:
     """Prepare and attach a stack in order: member k is prepared with the members before it attached.
 
@@ -170,18 +173,21 @@ def attached(
         system: The dense system.
         stack: Members in order; an empty stack is dense.
         calibration: The text that calibrated methods read.
-        cache: Prepared states to reuse, keyed by member and by what stands before it; filled as a side effect.
+        cache: Prepared states to reuse, keyed by text, member and what stands before it; filled as a side effect.
     """
     import json
 
     with ExitStack() as contexts:
         states: list[Prepared] = []
         before: list[Any] = []
+        text = calibration.hash if calibration is not None else None
         for member in stack:
             adapter, budget = member.adapter, member.budget
             adapter.check_budget(budget)
             depends = adapter.prepare_depends_on_budget()
-            key = json.dumps([before, adapter.card.id, adapter.config, budget.to_dict() if budget and depends else None])
+            key = json.dumps(
+                [text, before, adapter.card.id, adapter.config, budget.to_dict() if budget and depends else None]
+            )
             prepared = cache.get(key) if cache is not None else None
             if prepared is None:
                 prepared = prepare_timed(adapter, system, calibration, budget if depends else None)

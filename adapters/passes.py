@@ -59,9 +59,9 @@ class InputStatistics:
     @classmethod
     def of(cls, x: torch.Tensor, gram: bool = False) -> InputStatistics:
         """Those of one batch, [..., in]; summed in float32."""
-        flat = x.detach().reshape(-1, x.shape[-1]).float()
-        squares = flat.square().sum(0).double()
-        return cls(flat.shape[0], flat.sum(0).double(), squares, flat.T @ flat if gram else None)
+        flat = x.detach().reshape(-1, x.shape[-1]).to(torch.float32, copy=True)
+        sums, product = flat.sum(0).double(), flat.T @ flat if gram else None
+        return cls(flat.shape[0], sums, flat.square_().sum(0).double(), product)
 
     def add(self, other: InputStatistics) -> None:
         """Take further tokens in."""
@@ -186,7 +186,7 @@ def block_by_block(
 
     sites = prunable(system)
     with torch.no_grad(), attending(system):
-        batches = [_calls(system, ids.to(system.device)) for ids in calibration.batches(system.batch_tokens)]
+        batches = [block_calls(system, ids.to(system.device)) for ids in calibration.batches(system.batch_tokens)]
         hidden = [calls[0].hidden for calls in batches]
         for index in range(len(system.blocks)):
             own = [site for site in sites if site.block == index]
@@ -200,7 +200,7 @@ def block_by_block(
 
 
 @dataclass
-class _Call:
+class BlockCall:
     """How a model calls one of its blocks on one batch."""
 
     block: torch.nn.Module
@@ -223,17 +223,17 @@ class _Call:
         return states
 
 
-def _calls(system: CausalLM, ids: torch.Tensor) -> list[_Call]:
+def block_calls(system: CausalLM, ids: torch.Tensor) -> list[BlockCall]:
     """The calls of all blocks on one batch.
 
     Only the first block is run: the others are stood in for by its output, which has the form that the model expects.
     """
-    calls: list[_Call] = []
+    calls: list[BlockCall] = []
     outputs: list[Any] = []
 
     def stand_in(block: torch.nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
         def call(*args: Any, **options: Any) -> Any:
-            calls.append(_Call(block, args, options))
+            calls.append(BlockCall(block, args, options))
             if not outputs:
                 outputs.append(forward(*args, **options))
             return outputs[0]

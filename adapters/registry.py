@@ -46,7 +46,10 @@ def _adapter_of(module_name: str, method: str) -> type[Adapter]:
 
 def _load_plugin(name: str) -> type[Adapter]:
     point = _plugins()[name]
-    loaded = point.load()
+    try:
+        loaded = point.load()
+    except Exception as error:
+        raise InputError(f"plugin {name!r} ({point.value}) does not load: {error}") from error
     if not (inspect.isclass(loaded) and issubclass(loaded, Adapter)):
         raise InputError(f"plugin {name!r} ({point.value}) is not an Adapter class")
     if loaded.card.id != name:

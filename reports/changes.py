@@ -56,17 +56,24 @@ def changed_samples(record: CellRecord, baseline: Samples, ours: Samples, limit:
     largest = changed[np.argsort(-size[changed], kind="stable")][:limit]
     texts = bool(record.data) and all(fact.publish_text for fact in record.data)
 
-    def text(samples: Samples, column: str) -> dict[int, str]:
-        if not texts or column not in samples.columns:
-            return {}
-        values = samples.table.column(column).take(largest).to_pylist()
-        return {int(i): "" if v is None else str(v)[:TEXT_LIMIT] for i, v in zip(largest, values, strict=True)}
+    wanted = ["sample", *(c for c in ("target", "response") if texts and c in ours.columns)]
+    new = ours.table.select(wanted).take(largest).to_pydict()
+    old = baseline.table.select([c for c in ("response",) if c in wanted and c in baseline.columns]).take(largest).to_pydict()
 
-    target, old, new = text(ours, "target"), text(baseline, "response"), text(ours, "response")
-    names = ours.table.column("sample").take(largest).to_pylist()
+    def text(columns: dict[str, list[object]], name: str, k: int) -> str:
+        value = columns[name][k] if name in columns else None
+        return "" if value is None else str(value)[:TEXT_LIMIT]
+
     shown = tuple(
-        Change(str(name), float(before[i]), float(after[i]), target.get(i, ""), old.get(i, ""), new.get(i, ""))
-        for name, i in zip(names, map(int, largest), strict=True)
+        Change(
+            sample=str(new["sample"][k]),
+            baseline=float(before[i]),
+            value=float(after[i]),
+            target=text(new, "target", k),
+            baseline_response=text(old, "response", k),
+            response=text(new, "response", k),
+        )
+        for k, i in enumerate(largest)
     )
     return Changes(metric, len(changed), len(size), shown, texts)
 

@@ -7,7 +7,7 @@ import pandas as pd
 
 from sparsebench.metrics import Metric
 from sparsebench.records import TaskSpec
-from sparsebench.reports.sources import Array, Samples
+from sparsebench.reports.sources import Array, IntArray, Samples
 
 _CHANGES_NUMBERS = ("version", "column", "kind", "transform", "higher_is_better")
 
@@ -56,9 +56,12 @@ def align(samples: Samples, to: Samples) -> Samples | str:
     return found
 
 
-def clusters_of(samples: Samples) -> np.ndarray | None:
-    """Cluster labels, `[samples]`; None where samples are independent."""
-    return np.array(samples.texts("cluster"), dtype=object).astype(str) if "cluster" in samples.columns else None
+def clusters_of(samples: Samples) -> IntArray | None:
+    """Cluster numbers in the order of their labels, `[samples]`; None where samples are independent."""
+    if "cluster" not in samples.columns:
+        return None
+    _, numbers = np.unique(np.array(samples.texts("cluster"), dtype=np.str_), return_inverse=True)
+    return numbers.astype(np.int64)
 
 
 def unusable(metric: Metric, numerator: Array, weight: Array | None) -> str | None:
@@ -72,4 +75,4 @@ def unusable(metric: Metric, numerator: Array, weight: Array | None) -> str | No
 
 
 def _short(value: object) -> str:
-    return f"{value[:12]}" if isinstance(value, str) else str(value)
+    return str(value) if not isinstance(value, str) or len(value) <= 48 else f"{value[:12]}..."

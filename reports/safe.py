@@ -14,6 +14,8 @@ from sparsebench.stats import largest_safe
 
 KEYS = ("source", "suite", "grid", "family", "model", "dtype", "mode", "protocol", "method", "config", "task", "metric")
 
+NOTHING_TO_SAY = {"no signal", "not exercised"}
+
 
 @dataclass(frozen=True)
 class SafeSparsity:
@@ -24,14 +26,14 @@ class SafeSparsity:
         largest: The largest safe sparsity; None where the lowest tested already fails.
         first_failure: The lowest one that fails; None where none does.
         levels: How many were tested.
-        signal: Whether the baseline has signal; without it nothing is concluded.
+        obstacle: Why nothing can be concluded at any level: `no signal`, `not exercised`; empty where something can.
     """
 
     row: dict[str, Any]
     largest: float | None
     first_failure: float | None
     levels: int
-    signal: bool
+    obstacle: str
 
 
 def safe_sparsities(table: pd.DataFrame) -> list[SafeSparsity]:
@@ -52,6 +54,7 @@ def safe_sparsities(table: pd.DataFrame) -> list[SafeSparsity]:
             worst[level] = max(worst[level], p)
         alpha = series[0]["alpha"]
         result = largest_safe(list(worst), list(worst.values()), alpha)
-        silent = all(row["verdict"] == "no signal" for row in series)
-        found.append(SafeSparsity(series[0], result.level, result.first_failure, len(worst), not silent))
+        verdicts = {row["verdict"] for row in series}
+        obstacle = verdicts.pop() if len(verdicts) == 1 and verdicts <= NOTHING_TO_SAY else ""
+        found.append(SafeSparsity(series[0], result.level, result.first_failure, len(worst), obstacle))
     return found

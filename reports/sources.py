@@ -6,6 +6,7 @@ import hashlib
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from sparsebench.metrics import Metric
 from sparsebench.store import Store, StoredCell
 
 Array = npt.NDArray[np.float64]
+IntArray = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -86,15 +88,21 @@ class Samples:
         """The samples' names."""
         return self.table.column("sample")
 
-    @property
-    def columns(self) -> list[str]:
+    @cached_property
+    def columns(self) -> frozenset[str]:
         """Names of the columns."""
-        return list(self.table.column_names)
+        return frozenset(self.table.column_names)
 
     def numbers(self, column: str) -> Array:
-        """A column as floats, `[samples]`; NaN where there is none."""
-        values = self.table.column(column).to_numpy()
-        return np.asarray(values, dtype=np.float64)
+        """A column as floats, `[samples]`; NaN where there is none.
+
+        Raises:
+            IntegrityError: It is not there, or does not hold numbers.
+        """
+        try:
+            return np.asarray(self.table.column(column).to_numpy(), dtype=np.float64)
+        except (KeyError, TypeError, ValueError, pa.ArrowException):
+            raise IntegrityError(f"the samples have no numbers in a column {column!r}") from None
 
     def texts(self, column: str) -> list[str]:
         """A column as strings; empty where there is none."""
@@ -108,10 +116,10 @@ class Samples:
         """Its denominators, `[samples]`; None where each is 1."""
         return self.numbers(metric.weight) if metric.weight in self.columns else None
 
-    def value(self, metric: Metric) -> float | None:
-        """The metric over these samples, by its own arithmetic."""
-        wanted = [c for c in (metric.column, metric.weight) if c in self.columns]
-        return metric.value(pd.DataFrame({c: self.numbers(c) for c in wanted}))
+    @cached_property
+    def frame(self) -> pd.DataFrame:
+        """The same as a pandas frame."""
+        return self.table.to_pandas()
 
 
 def read_samples(cell: StoredCell) -> Samples:

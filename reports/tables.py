@@ -166,17 +166,17 @@ def markdown(table: pd.DataFrame) -> str:
     """The headline rows as Markdown tables, one for each family, model and task."""
     lines: list[str] = []
     for title, rows in groups(table):
-        lines += [f"### {_markdown(title)}", ""]
+        lines += [f"### {escape_markdown(title)}", ""]
         lines.append("| " + " | ".join(column.title for column in COLUMNS) + " |")
         lines.append("| " + " | ".join("---:" if column.number else "---" for column in COLUMNS) + " |")
-        lines += ["| " + " | ".join(_markdown(column.text(row)) for column in COLUMNS) + " |" for row in rows]
+        lines += ["| " + " | ".join(escape_markdown(column.text(row)) for column in COLUMNS) + " |" for row in rows]
         failed = [row for row in rows if row["status"] == "failed"]
-        lines += ["", *(f"- {_markdown(_method(r))} failed: {_markdown(printable(r['reason'], 200))}" for r in failed)]
+        lines += ["", *(f"- {escape_markdown(_method(r))} failed: {escape_markdown(printable(r['reason'], 200))}" for r in failed)]
         lines.append("")
     return "\n".join([*lines, summary(table), ""])
 
 
-def _markdown(text: str) -> str:
+def escape_markdown(text: str) -> str:
     """Text with everything escaped that Markdown or HTML would read as markup."""
     for character in "\\`*_{}[]<>|#~":
         text = text.replace(character, f"\\{character}")
@@ -200,7 +200,8 @@ def _no_formula(text: str) -> str:
 
 def to_json(table: pd.DataFrame) -> str:
     """The whole table as a JSON list of objects; what is not known is null."""
-    return json.dumps(records(table), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    lines = [json.dumps(row, ensure_ascii=False, allow_nan=False) for row in records(table)]
+    return "[\n" + ",\n".join(lines) + "\n]\n"
 
 
 def records(table: pd.DataFrame) -> list[dict[str, Any]]:

@@ -37,7 +37,7 @@ def judge(sources: Sequence[Source], *, changes: int = 0) -> list[Judged]:
         IntegrityError: A suite whose rules for conclusions are wrong.
     """
     judged = compare_cells(sources, changes=changes)
-    noise = _noise(judged)
+    noise = noise_of(judged)
     families: dict[tuple[object, ...], list[Judgement]] = defaultdict(list)
     for item in judged:
         for judgement in item.judgements:
@@ -49,11 +49,11 @@ def judge(sources: Sequence[Source], *, changes: int = 0) -> list[Judged]:
                 gate = judgement.metric.headline and item.cell.record.placement.role in TESTED_ROLES
                 families[(gate, *item.grid)].append(judgement)
     for (gate, *_), members in families.items():
-        _correct(members, gate=bool(gate))
+        correct(members, gate=bool(gate))
     return judged
 
 
-def _noise(judged: Sequence[Judged]) -> dict[tuple[str | None, str], float]:
+def noise_of(judged: Sequence[Judged]) -> dict[tuple[str | None, str], float]:
     """The largest absolute change that running a baseline another way made, by baseline and metric."""
     noise: dict[tuple[str | None, str], float] = {}
     for item in judged:
@@ -117,15 +117,15 @@ def evidence_of(judgement: Judgement, comparison: Comparison) -> Evidence:
     )
 
 
-def _correct(members: list[Judgement], *, gate: bool) -> None:
+def correct(members: list[Judgement], *, gate: bool) -> None:
     """Correct the p values of a family of tests, and decide each by the corrected ones."""
     tests = [(m, m.comparison, evidence_of(m, m.comparison)) for m in members if m.comparison is not None]
-    correct, name = (holm, "Holm") if gate else (benjamini_hochberg, "Benjamini-Hochberg")
-    worse = correct([e.p_regression for _, _, e in tests])
-    better = correct([e.p_improvement for _, _, e in tests])
+    adjust, name = (holm, "Holm") if gate else (benjamini_hochberg, "Benjamini-Hochberg")
+    worse = adjust([e.p_regression for _, _, e in tests])
+    better = adjust([e.p_improvement for _, _, e in tests])
     for judgement, comparison, evidence in tests:
         judgement.p_noninferior = comparison.p_noninferior if _could_be_noninferior(evidence) else math.nan
-    kept = correct([judgement.p_noninferior for judgement, _, _ in tests])
+    kept = adjust([judgement.p_noninferior for judgement, _, _ in tests])
     for k, (judgement, _, evidence) in enumerate(tests):
         judgement.family = f"{name}, {len(tests)} test{'s' if len(tests) > 1 else ''}"
         judgement.p_adjusted = min(1.0, 2 * min(float(worse[k]), float(better[k])))

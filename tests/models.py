@@ -12,6 +12,8 @@ import torch
 import transformers as hf
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
+torch.set_num_threads(1)  # the tensors here are so small that threads would mostly wait for one another
+
 VOCAB = 260
 """256 bytes, then pad, bos, eos, unk."""
 

@@ -32,12 +32,9 @@ def block_sums(x: torch.Tensor, size: int, dim: int, start: int = 0) -> torch.Te
 
     The last block, and with `start` the first, may be incomplete.
     """
-    length = x.shape[dim] + start
-    blocks = (torch.arange(x.shape[dim], device=x.device) + start) // size
-    shape = list(x.shape)
-    shape[dim] = -(-length // size)
-    sums: torch.Tensor = x.new_zeros(shape).index_add(dim, blocks, x)
-    return sums
+    last = x.movedim(dim, -1)
+    padded = torch.nn.functional.pad(last, (start, -(start + last.shape[-1]) % size))
+    return padded.reshape(*last.shape[:-1], -1, size).sum(dim=-1).movedim(-1, dim)
 
 
 def block_means(x: torch.Tensor, size: int, dim: int, start: int = 0) -> torch.Tensor:

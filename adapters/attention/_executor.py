@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import reduce
 from typing import TYPE_CHECKING
 
 import torch
@@ -20,7 +21,10 @@ if TYPE_CHECKING:
 MASK_ELEMENTS = 2**24
 """Rows x heads x queries x keys that are held at a time."""
 TILES = {"prefill": (64, 64), "decode": (1, 16)}
-"""Queries and keys of the tiles that a kernel would run: it skips none of a tile of which one pair is kept."""
+"""Queries and keys of the tiles that a kernel would run: it skips none of a tile of which one pair is kept.
+
+Keys of a tile are a multiple of eight.
+"""
 
 
 @dataclass
@@ -85,6 +89,8 @@ class SelectivePolicy:
         index_bytes = 0.0
         if index_flops is not None:
             for start, count in row_spans(view):
+                if not count:
+                    continue
                 flops, read = self.method.index(self.shape, start, count, view.window)
                 index_flops, index_bytes = index_flops + flops, index_bytes + read
         counters = self.system.counters
@@ -115,7 +121,7 @@ def simulate(view: AttentionView, selection: Selection, tile: tuple[int, int]) -
         keep = selection.keep(part, first) & visible
         out[:, :, first : first + step] = attend_masked(part, per_head(keep, part))
         shared = heads // keep.shape[1]
-        tally.kept += shared * int(keep.sum())
+        tally.kept += shared * int(torch.count_nonzero(keep))
         tally.union += _union(keep, part)
         tally.tiles += shared * _tile_pairs(keep, visible, tile)
     return out, tally
@@ -125,15 +131,17 @@ def _union(keep: torch.Tensor, view: AttentionView) -> int:
     """Keys read by any query head of a group, summed over queries and key heads."""
     kv_heads = view.key.shape[1]
     if keep.shape[1] == 1:
-        return kv_heads * int(keep.sum())
+        return kv_heads * int(torch.count_nonzero(keep))
     if keep.shape[1] == view.query.shape[1] and view.group > 1:
-        keep = keep.reshape(len(keep), kv_heads, view.group, *keep.shape[2:]).any(dim=2)
-    return int(keep.sum())
+        members = keep.reshape(len(keep), kv_heads, view.group, *keep.shape[2:]).unbind(2)
+        keep = reduce(torch.bitwise_or, members)
+    return int(torch.count_nonzero(keep))
 
 
 def _tile_pairs(keep: torch.Tensor, visible: torch.Tensor, tile: tuple[int, int]) -> int:
     """Visible pairs in tiles of which at least one pair is kept."""
-    touched = _tiled(keep, tile).any(dim=-1).any(dim=-2)  # first the keys of a tile, then its queries
+    words = _tiled(keep, tile).view(torch.int64)  # eight flags at a time
+    touched = words.any(dim=-1).any(dim=-2)
     inside = _tiled(visible, tile).sum(dim=-1).sum(dim=-2)
     return int((touched * inside).sum())
 

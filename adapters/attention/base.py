@@ -135,7 +135,7 @@ class AttentionAdapter(Adapter):
         if budget is None or budget.kind not in ("sparsity", "tokens"):
             return 1.0
         if budget.kind == "sparsity":
-            return 1 - budget.number
+            return max(1 - budget.number, len(whole) / shape.layers)
         widths = [
             window if layer in whole or window == 0 else min(int(budget.number), window or int(budget.number))
             for layer, window in enumerate(shape.windows)

@@ -46,7 +46,7 @@ def _flat_mask(score: torch.Tensor, sparsity: float) -> torch.Tensor:
 
 def _pattern_mask(score: torch.Tensor, zeros: int, group: int) -> torch.Tensor:
     whole = score.shape[1] // group * group
-    chosen = smallest(score[:, :whole].reshape(-1, group), zeros).reshape(-1, whole)
+    chosen = smallest(score[:, :whole].reshape(-1, group), zeros).reshape(len(score), whole)
     return torch.nn.functional.pad(chosen, (0, score.shape[1] - whole))
 
 

@@ -18,8 +18,8 @@ def inverse_factor(gram: torch.Tensor, damping: float = DAMPING) -> torch.Tensor
     Its squared diagonal is what an input's variance is once all inputs before it are fixed. Channels that were never
     fed count as independent with unit variance.
     """
-    damped = gram.double()
-    diagonal = damped.diagonal()  # a view: writing to it writes to `damped`, which is a copy
+    damped = gram.to(torch.float64, copy=True)
+    diagonal = damped.diagonal()  # a view: writing to it writes to `damped`
     diagonal[diagonal == 0] = 1
     diagonal += damping * diagonal.mean()
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))

@@ -115,6 +115,7 @@ class _GoingInGroups:
 
     def next(self, bias: torch.Tensor, back: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         columns = (back // self.group * self.group)[:, None] + torch.arange(self.group, device=back.device)
+        columns = columns.clamp(max=self.worth.shape[1] - 1)  # of a row with nothing to bring back
         least = self.worth.gather(1, columns).min(dim=1)
         return columns.gather(1, least.indices[:, None])[:, 0], least.values.isfinite()
 

@@ -1,8 +1,9 @@
 """The retrieval family: a method says what its vectors are and what it keeps of them; everything else is here.
 
-A method is a card, its knobs, and some of three hooks: `encode` (document and query vectors of a collection), `sparsify`
-(what is kept of them at a budget) and `index` (what searches them). The base class shares vectors between budgets, ranks
-with deterministic ties, and measures: non-zeros, postings touched, index bytes, latency with the encoder's share apart.
+A method is a card, its knobs, and some of three hooks: `encode` (document and query vectors of a collection),
+`sparsify` (what is kept of them at a budget) and `index` (what searches them). The base class shares vectors between
+budgets, ranks with deterministic ties, and measures: non-zeros, postings touched, index bytes, latency with the
+encoder's share apart.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ class LearnedSparse(RetrievalAdapter):
         id="learned-sparse",
         family="retrieval",
         title="Learned sparse retrieval (SPLADE)",
-        summary="Weights every vocabulary term by log(1 + ReLU) of its largest logit and keeps each document's largest terms.",
+        summary="Weights every vocabulary term by log(1 + ReLU) of its largest logit, and keeps a document's largest.",
         paper=Paper(
             key="formal2021splade",
             title="SPLADE: Sparse Lexical and Expansion Model for First Stage Ranking",

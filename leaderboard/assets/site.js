@@ -43,7 +43,10 @@
       }
       setTimeout(() => { button.textContent = "Copy"; }, 2000);
     });
-    pre.before(button);
+    const box = document.createElement("div");
+    box.className = "copyable";
+    pre.replaceWith(box);
+    box.append(pre, button);
   }
 
   // A cell sorts by its number where it has one (`data-n`, empty for "not known"), else by its text.

@@ -43,7 +43,7 @@ def run(
     Raises:
         InputError: Something about the suite or a reference is wrong; nothing was run.
     """
-    from sparsebench.reports import collect
+    from sparsebench.reports.collect import collect
     from sparsebench.run import run_suite
 
     folder = Path(out) if out is not None else None
@@ -61,7 +61,7 @@ def evaluate(
     limit: int | None = None,
     name: str = "model",
     out: str | PathLike[str] | None = None,
-    batch_tokens: int = 2048,
+    batch_tokens: int | None = None,
 ) -> pd.DataFrame:
     """Evaluate a model that is in memory, as it is and under sparse methods; the tidy table.
 
@@ -76,12 +76,12 @@ def evaluate(
         limit: Samples of each task at most.
         name: What the table calls the model.
         out: Results folder to keep; a temporary one when None.
-        batch_tokens: Tokens of one forward pass.
+        batch_tokens: Tokens of one forward pass; None: what suits the device.
 
     Raises:
         InputError: No task, or one that does not run on a language model.
     """
-    from sparsebench.reports import collect
+    from sparsebench.reports.collect import collect
     from sparsebench.systems.causal_lm import CausalLM
 
     if not tasks:
@@ -115,14 +115,14 @@ def _evaluate(
         if found.kind != "lm":
             raise InputError(f"task {task} does not run on a language model")
         bound = found.bind(system.tokenizer, limit)
-        session.tasks[bound.spec.id, limit, system.ref] = bound
+        session.tasks[task, limit, system.ref] = bound
         dense: str | None = None
         for stack in stacks:
             if any(member.adapter.reads_calibration() for member in stack) and calibrated is None:
                 made = calibration_for(system.tokenizer, entry)
-                calibrated = {**entry, "hash": made.content_hash, "tokens": made.tokens}
+                calibrated = {**entry, "hash": made.hash, "tokens": made.tokens}
             reads = any(member.adapter.reads_calibration() for member in stack)
-            cell = cell_of_stack(spec, stack, bound, calibrated if reads else None, system.batch_tokens)
+            cell = cell_of_stack(spec, stack, task, bound, calibrated if reads else None, system.batch_tokens)
             cell.placement.baseline = dense
             dense = dense or cell.id
             cells.append(cell)
@@ -131,8 +131,7 @@ def _evaluate(
 
 
 def read_lm_eval(path: str | PathLike[str]) -> dict[str, pd.DataFrame]:
-    """Samples that lm-eval wrote with `--log_samples`, by task, in SparseBench's form; see `compare` for two of them."""
-    from sparsebench.reports.lm_eval_files import read_samples
+    """Samples that lm-eval wrote with `--log_samples`, by task, in SparseBench's form; `compare` takes two of them."""
+    from sparsebench.reports.lm_eval_files import read_log
 
-    return read_samples(Path(path))
-
+    return {name: task.samples.frame for name, task in read_log(path).items()}

@@ -26,6 +26,8 @@ from sparsebench.errors import InputError, UnknownNameError
 BudgetKind = Literal["sparsity", "tokens", "coverage", "pattern", "terms", "depth", "bits", "flops", "bytes"]
 KINDS: tuple[str, ...] = get_args(BudgetKind)
 INTEGERS = ("tokens", "terms", "depth", "bits")
+LARGEST = 2**53
+"""Whole numbers up to here are exact as floats, so that JSON keeps them."""
 
 
 @dataclass(frozen=True)
@@ -44,10 +46,12 @@ class Budget:
         if self.kind not in KINDS:
             raise UnknownNameError("budget", self.kind, KINDS)
         if self.kind == "pattern":
-            parse_pattern(self.value)
+            object.__setattr__(self, "value", "{}:{}".format(*parse_pattern(self.value)))
             return
         if isinstance(self.value, bool) or not isinstance(self.value, int | float):
             raise InputError(f"budget {self.kind}: {self.value!r} is not a number")
+        if not abs(self.value) <= LARGEST:
+            raise InputError(f"budget {self.kind}={self.value}: out of range")
         if self.kind in INTEGERS:
             if self.value != int(self.value) or self.value < 1:
                 raise InputError(f"budget {self.kind}={self.value}: must be a whole number of at least 1")
@@ -99,7 +103,7 @@ def parse_pattern(value: object) -> tuple[int, int]:
     Raises:
         InputError: Not `n:m` with 0 < n < m.
     """
-    match = re.fullmatch(r"(\d+):(\d+)", value) if isinstance(value, str) else None
+    match = re.fullmatch(r"([0-9]{1,4}):([0-9]{1,4})", value) if isinstance(value, str) else None
     if not match or not 0 < int(match[1]) < int(match[2]):
         raise InputError(f"pattern {value!r}: must be 'n:m' with 0 < n < m", 'quote it in YAML: pattern: "2:4"')
     return int(match[1]), int(match[2])

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sparsebench import __version__
-from sparsebench.errors import SparseBenchError
+from sparsebench.errors import InputError, SparseBenchError
 
 if TYPE_CHECKING:
     from sparsebench.plan import Plan
@@ -67,9 +67,16 @@ class CheckFormat(StrEnum):
 
 
 SuiteArgument = Annotated[str, typer.Argument(metavar="SUITE", help="A suite by name, or a .yaml file.")]
-ModelOption = Annotated[str | None, typer.Option("--model", metavar="REF", help="hf:org/name, path:DIR or pypi:...; replaces the suite's language model.")]  # fmt: skip
+ModelOption = Annotated[
+    str | None,
+    typer.Option(
+        "--model", metavar="REF", help="hf:org/name, path:DIR or pypi:...; replaces the suite's language model."
+    ),
+]
 LimitOption = Annotated[int | None, typer.Option("--limit", min=1, metavar="N", help="At most N samples of each task.")]
-DeviceOption = Annotated[str | None, typer.Option("--device", metavar="D", help="cpu, cuda, cuda:1; default: cuda where there is one.")]  # fmt: skip
+DeviceOption = Annotated[
+    str | None, typer.Option("--device", metavar="D", help="cpu, cuda, cuda:1; default: cuda where there is one.")
+]
 OutOption = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Results folder; default: results/SUITE.")]
 ResultsArgument = Annotated[Path, typer.Argument(metavar="RESULTS", help="A results folder.")]
 
@@ -87,20 +94,31 @@ def run(
     out: OutOption = None,
     model: ModelOption = None,
     limit: LimitOption = None,
-    executor: Annotated[Executor, typer.Option("--executor", help="inline, or one process for each worker.")] = Executor.inline,
+    executor: Annotated[
+        Executor, typer.Option("--executor", help="inline, or one process for each worker.")
+    ] = Executor.inline,
     workers: Annotated[int, typer.Option("--workers", min=1, help="Processes of the process executor.")] = 2,
     shard: Annotated[str | None, typer.Option("--shard", metavar="I/N", help="Run part I of N only.")] = None,
     device: DeviceOption = None,
     site: Annotated[bool, typer.Option("--site/--no-site", help="Build the site when all is done.")] = True,
 ) -> None:
     """Run a suite; cells that RESULTS holds already are not computed again."""
-    from sparsebench.reports.summary import print_summary
+    from sparsebench.reports.collect import collect
+    from sparsebench.reports.tables import print_terminal
     from sparsebench.run import run_suite
 
     outcome = run_suite(
-        suite, out, model, limit=limit, executor=executor.value, workers=workers, shard=shard, device=device, progress=True
+        suite,
+        out,
+        model,
+        limit=limit,
+        executor=executor.value,
+        workers=workers,
+        shard=shard,
+        device=device,
+        progress=True,
     )
-    print_summary(outcome.folder)
+    print_terminal(collect(outcome.folder), _console())
     if site:
         from sparsebench.reports.site import build_site
 
@@ -110,13 +128,19 @@ def run(
         typer.echo(f"Interrupted; the same command goes on where it stopped ({outcome.left} cells are left).", err=True)
         raise typer.Exit(130)
     if outcome.failed:
-        typer.echo(f"{outcome.failed} cells failed; they are in the table. The same command tries them again.", err=True)
+        typer.echo(
+            f"{outcome.failed} cells failed; they are in the table. The same command tries them again.", err=True
+        )
         raise typer.Exit(3)
 
 
 @app.command()
 def plan(
-    suite: SuiteArgument, out: OutOption = None, model: ModelOption = None, limit: LimitOption = None, device: DeviceOption = None
+    suite: SuiteArgument,
+    out: OutOption = None,
+    model: ModelOption = None,
+    limit: LimitOption = None,
+    device: DeviceOption = None,
 ) -> None:
     """Cells of a suite, their predicted cost and the power of each comparison; runs nothing."""
     from sparsebench.run import planned, results_folder
@@ -160,16 +184,24 @@ def report(
     out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="Write there; parquet needs it.")] = None,
 ) -> None:
     """The results table of a folder."""
-    from sparsebench.reports.summary import print_summary, table_text
+    from sparsebench.reports.collect import collect
+    from sparsebench.reports.tables import parquet, print_terminal, render, summary
 
-    if format is TableFormat.table and out is None:
-        print_summary(results)
+    table = collect(results)
+    if format is TableFormat.parquet:
+        if out is None:
+            raise InputError("parquet is not for a terminal", "give --out FILE")
+        parquet(table, out)
+    elif format is TableFormat.table and out is None:
+        print_terminal(table, _console())
         return
-    text = table_text(results, format.value, out)
-    if out is None:
-        typer.echo(text)
     else:
-        typer.echo(f"wrote {out}")
+        text = summary(table) if format is TableFormat.table else render(table, format.value)
+        if out is None:
+            typer.echo(text)
+            return
+        _write(out, text)
+    typer.echo(f"wrote {out}")
 
 
 @app.command("site")
@@ -192,7 +224,7 @@ def check(
 ) -> None:
     """Compare two results folders; exit 1 when quality or cost got worse."""
     from sparsebench.reports.check import check as compare_folders
-    from sparsebench.reports.check import render
+    from sparsebench.reports.gate_formats import render
 
     outcome = compare_folders(baseline, candidate)
     typer.echo(render(outcome, format.value))
@@ -203,19 +235,21 @@ def check(
 @app.command()
 def compare(a: Annotated[Path, typer.Argument(metavar="A")], b: Annotated[Path, typer.Argument(metavar="B")]) -> None:
     """Two results folders or two lm-eval logs: delta, interval, flips, power, verdict."""
-    from sparsebench.reports.compare import compare_text
+    from sparsebench.reports.check import compare as compare_results
+    from sparsebench.reports.gate_formats import render
 
-    typer.echo(compare_text(a, b))
+    typer.echo(render(compare_results(a, b), "text"))
 
 
 @app.command()
 def verify(results: ResultsArgument) -> None:
     """Compute every number again from the samples; check hashes, ids and schema."""
-    from sparsebench.reports.verify import render, verify
+    from sparsebench.reports.verify import passed, text
+    from sparsebench.reports.verify import verify as verify_results
 
-    findings = verify(results)
-    typer.echo(render(findings))
-    if any(finding.severity == "error" for finding in findings):
+    findings = verify_results(results)
+    typer.echo(text(findings))
+    if not passed(findings):
         raise typer.Exit(1)
 
 
@@ -235,6 +269,13 @@ def doctor() -> None:
         raise typer.Exit(2)
 
 
+def _write(path: Path, text: str) -> None:
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror}") from None
+
+
 def _print_plan(made: Plan) -> None:
     from rich.table import Table
 
@@ -250,15 +291,24 @@ def _print_plan(made: Plan) -> None:
     for cell in made.cells:
         count = samples[cell.spec.task.id, cell.spec.task.limit]
         time = seconds[cell.id]
-        table.add_row(cell.placement.grid, cell.placement.label, cell.spec.task.id, str(count), f"{cell.flops / 1e12:.1f}",
-                      f"{time:.0f}", cell.id)  # fmt: skip
+        table.add_row(
+            cell.placement.grid,
+            cell.placement.label,
+            cell.spec.task.id,
+            str(count),
+            f"{cell.flops / 1e12:.1f}",
+            f"{time:.0f}",
+            cell.id,
+        )
     console.print(table)
     console.print(f"Predicted: {sum(seconds.values()) / 60:.1f} minutes of model time on this machine.\n")
     power = Table(title="Power of each comparison", title_justify="left", header_style="bold")
     for name in ("task", "metric", "n", "margin", "can detect", "powered", "n needed"):
         power.add_column(name, justify="left" if name in ("task", "metric", "powered") else "right")
     for row in comparisons(made):
-        power.add_row(row.task, row.metric, str(row.n), row.margin, row.detectable, "yes" if row.powered else "no", row.needed)
+        power.add_row(
+            row.task, row.metric, str(row.n), row.margin, row.detectable, "yes" if row.powered else "no", row.needed
+        )
     console.print(power)
 
 

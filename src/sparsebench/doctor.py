@@ -71,7 +71,9 @@ def _devices() -> Iterator[Finding]:
         for index in range(torch.cuda.device_count()):
             yield Finding(f"cuda:{index}", torch.cuda.get_device_name(index), True)
     else:
-        yield Finding("GPU", "none found by torch", False, optional=True, mend="install a CUDA build of torch to use one")
+        yield Finding(
+            "GPU", "none found by torch", False, optional=True, mend="install a CUDA build of torch to use one"
+        )
 
 
 def _cache() -> Finding:
@@ -92,7 +94,9 @@ def _data() -> Finding:
         hint = "set SPARSEBENCH_DATA to the folder of local data sets; embedded tasks need none"
         return Finding("SPARSEBENCH_DATA", "not set", False, optional=True, mend=hint)
     good = os.path.isdir(folder)
-    return Finding("SPARSEBENCH_DATA", folder if good else f"{folder} is no folder", good, mend="name an existing folder")
+    return Finding(
+        "SPARSEBENCH_DATA", folder if good else f"{folder} is no folder", good, mend="name an existing folder"
+    )
 
 
 def _hub() -> Finding:
@@ -102,7 +106,7 @@ def _hub() -> Finding:
 
 
 def _extras() -> Iterator[Finding]:
-    for extra, module in (("ann", "hnswlib"), ("ray", "ray")):
+    for extra, module in (("ann", "hnswlib"),):
         found = importlib.util.find_spec(module) is not None
         state = "installed" if found else "not installed"
         yield Finding(f"extra [{extra}]", state, found, True, f"pip install 'sparsebench[{extra}]'")

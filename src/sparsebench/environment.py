@@ -9,8 +9,19 @@ import sys
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 
-PACKAGES = ("sparsebench", "torch", "transformers", "tokenizers", "lm-eval", "numpy", "scipy", "pandas", "bm25s",
-            "sentence-transformers", "pytrec-eval-terrier")  # fmt: skip
+PACKAGES = (
+    "sparsebench",
+    "torch",
+    "transformers",
+    "tokenizers",
+    "lm-eval",
+    "numpy",
+    "scipy",
+    "pandas",
+    "bm25s",
+    "sentence-transformers",
+    "pytrec-eval-terrier",
+)
 
 
 @cache

@@ -33,6 +33,10 @@ class InputError(SparseBenchError):
     """The input is wrong: a suite, an option, a budget, a results folder."""
 
 
+class FieldError(InputError, ValueError):
+    """Wrong input that a validator of a pydantic model found: as a `ValueError` it keeps its place in the data."""
+
+
 class UnknownNameError(InputError):
     """A name that no registry has; the nearest valid ones are offered.
 
@@ -42,10 +46,10 @@ class UnknownNameError(InputError):
         valid: The names that would have been right.
     """
 
-    def __init__(self, kind: str, name: str, valid: Iterable[str]) -> None:
+    def __init__(self, kind: str, name: object, valid: Iterable[str]) -> None:
         names = sorted(valid)
-        near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
-        hint = f"did you mean {' or '.join(repr(n) for n in near)}?" if near else f"there are: {', '.join(names)}"
+        near = difflib.get_close_matches(str(name), names, n=3, cutoff=0.5)
+        hint = f"did you mean {' or '.join(repr(n) for n in near)}?" if near else f"there are: {', '.join(names) or 'none'}"
         super().__init__(f"unknown {kind} {name!r}", hint)
         self.name = name
         self.nearest = near

@@ -7,14 +7,16 @@ import os
 import subprocess
 import sys
 import threading
-from collections import deque
-from collections.abc import Callable
+from collections import Counter, deque
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sparsebench import environment
 from sparsebench.plan import Plan, PlannedCell
-from sparsebench.runner import CellDone, OnDone, Session, grouped, run_cells
+from sparsebench.runner import CellDone, OnDone, Session, grouped, run_cells, store_failure
 from sparsebench.store import Store
 
 if TYPE_CHECKING:
@@ -37,12 +39,8 @@ def inline(
     """One after another in this process."""
     session = Session(device=device)
     for (task, limit, system), bound in plan.tasks.items():
-        ref = plan.lock["systems"][system]["ref"]
-        session.tasks[task, limit, ref] = bound
-    for group in grouped(cells):
-        if stop.asked:
-            return
-        run_cells(group, store, session, on_done, lambda: stop.asked)
+        session.tasks[task, limit, plan.lock["systems"][system]["ref"]] = bound
+    run_cells(cells, store, session, on_done, lambda: stop.asked)
 
 
 def process(
@@ -50,101 +48,135 @@ def process(
 ) -> None:
     """In `workers` processes; on several GPUs each has one, on a CPU each has its share of the cores.
 
-    A worker that dies takes down the cell in flight only: the rest of its group goes to another worker, once.
+    A worker that dies takes down the cell in flight only: it and the rest of its group go to another worker; a cell on
+    which two workers died has failed.
     """
     groups = deque(sorted(grouped(cells), key=lambda group: -sum(cell.flops for cell in group)))
-    tries: dict[str, int] = {}
+    died: Counter[str] = Counter()
     lock = threading.Lock()
+    running: list[_Worker] = []
+    errors: list[Exception] = []
+
+    def said(done: CellDone) -> None:
+        with lock:
+            on_done(done)
+
+    def next_group() -> list[PlannedCell] | None:
+        with lock:
+            return groups.popleft() if groups and not stop.asked else None
+
+    def after_death(left: list[PlannedCell], worker: _Worker) -> None:
+        """Report what the dead worker stored but could not say, and give the rest to another one."""
+        while left and store.finished(left[0].id):
+            said(_done(left.pop(0)))
+        if left and died[left[0].id]:
+            error = ChildProcessError(f"two worker processes died on this cell, the last with code {worker.code}")
+            said(store_failure(left.pop(0), error, store, Session(device=device, executor="process")))
+        if left:
+            with lock:
+                died[left[0].id] += 1
+                groups.append(left)
 
     def serve(index: int) -> None:
         worker: _Worker | None = None
-        while True:
-            with lock:
-                group = groups.popleft() if groups and not stop.asked else None
-            if group is None:
-                break
-            worker = worker if worker is not None and worker.alive else _Worker(index, workers, device, store.root)
-            finished = set()
-            for done in worker.run(group):
-                finished.add(done.id)
-                with lock:
-                    on_done(done)
-            left = [cell for cell in group if cell.id not in finished]
-            if left:
-                _again_or_failed(left, tries, groups, lock, on_done)
-        if worker is not None:
-            worker.close()
+        try:
+            while (group := next_group()) is not None:
+                if worker is None or not worker.alive:
+                    worker = _Worker(index, workers, device, store.root)
+                    running.append(worker)
+                left = {cell.id: cell for cell in group}
+                for done in worker.run(group):
+                    del left[done.id]
+                    said(done)
+                    if stop.asked:
+                        worker.kill()  # nothing is lost but what it has just begun
+                if left and not stop.asked:
+                    after_death(list(left.values()), worker)
+        except Exception as error:
+            errors.append(error)
+            groups.clear()
+        finally:
+            if worker is not None:
+                worker.close()
 
     threads = [threading.Thread(target=serve, args=(i,)) for i in range(max(1, min(workers, len(groups))))]
     for thread in threads:
         thread.start()
-    for thread in threads:
-        thread.join()
+    try:
+        for thread in threads:
+            thread.join()
+    except BaseException:
+        stop.asked = True
+        for worker in running:
+            worker.kill()
+        raise
+    if errors:
+        raise errors[0]
 
 
-def _again_or_failed(
-    left: list[PlannedCell],
-    tries: dict[str, int],
-    groups: deque[list[PlannedCell]],
-    lock: threading.Lock,
-    on_done: OnDone,
-) -> None:
-    """A worker died: the cell in flight may be at fault, so no cell is given to more than two workers."""
-    with lock:
-        for cell in left[:1]:
-            tries[cell.id] = tries.get(cell.id, 0) + 1
-        again = [cell for cell in left if tries.get(cell.id, 0) < 2]
-        if again:
-            groups.append(again)
-        for cell in left:
-            if tries.get(cell.id, 0) >= 2:
-                message = "the worker process died twice on this cell"
-                on_done(CellDone(cell.id, cell.placement.label, cell.spec.task.id, "failed", 0.0, cell.flops, message))
+def _done(cell: PlannedCell) -> CellDone:
+    return CellDone(cell.id, cell.placement.label, cell.spec.task.id, "ok", 0.0, cell.flops)
 
 
 class _Worker:
     """One worker process, spoken to in lines of JSON."""
 
     def __init__(self, index: int, count: int, device: str, results: Path) -> None:
-        environment = dict(os.environ)
+        variables = dict(os.environ)
         if device.startswith("cuda"):
-            visible = environment.get("CUDA_VISIBLE_DEVICES", "")
-            devices = visible.split(",") if visible else [str(i) for i in range(_gpus())]
-            environment["CUDA_VISIBLE_DEVICES"] = devices[index % max(1, len(devices))]
+            variables["CUDA_VISIBLE_DEVICES"] = _gpu(device, index)
+            device = "cuda"
         else:
             cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-            environment["OMP_NUM_THREADS"] = str(max(1, cores // count))
-        command = [sys.executable, "-m", "sparsebench.worker", str(results), "cuda" if device.startswith("cuda") else device]
+            variables["OMP_NUM_THREADS"] = str(max(1, cores // count))
         self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment, start_new_session=True
+            [sys.executable, "-m", "sparsebench.worker", str(results), device, environment.command()],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=variables,
+            start_new_session=True,
         )
 
     @property
     def alive(self) -> bool:
+        """Whether it can take a group."""
         return self.process.poll() is None
 
-    def run(self, group: list[PlannedCell]) -> list[CellDone]:
-        """Cells as they finish; fewer than were given when the worker died."""
+    @property
+    def code(self) -> int | None:
+        """Its exit code; minus the signal that ended it."""
+        return self.process.poll()
+
+    def run(self, group: list[PlannedCell]) -> Iterator[CellDone]:
+        """Cells as they finish; fewer than were given when the worker dies."""
         stdin, stdout = self._pipes()
-        finished = []
         try:
             stdin.write(json.dumps([cell.model_dump(mode="json") for cell in group]) + "\n")
             stdin.flush()
             for line in stdout:
                 message = json.loads(line)
-                if message == "group done":
-                    return finished
-                finished.append(CellDone(**message))
+                if message == GROUP_DONE:
+                    return
+                yield CellDone(**message)
         except (BrokenPipeError, json.JSONDecodeError):
-            pass
+            self.kill()
         self.process.wait()
-        return finished
+
+    def kill(self) -> None:
+        """End it at once."""
+        self.process.kill()
 
     def close(self) -> None:
-        """Let the worker end."""
-        stdin, _ = self._pipes()
-        stdin.close()
-        self.process.wait(timeout=60)
+        """Let it end."""
+        with suppress(BrokenPipeError):
+            self._pipes()[0].close()
+        try:
+            self.process.wait(timeout=60)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            self.process.wait()
+        self._pipes()[1].close()
 
     def _pipes(self) -> tuple[IO[str], IO[str]]:
         if self.process.stdin is None or self.process.stdout is None:
@@ -152,26 +184,30 @@ class _Worker:
         return self.process.stdin, self.process.stdout
 
 
-def _gpus() -> int:
+def _gpu(device: str, index: int) -> str:
+    """The GPU of a worker: the one that `device` names, or else its share of all."""
     import torch
 
-    return torch.cuda.device_count()
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    devices = visible.split(",") if visible else [str(i) for i in range(torch.cuda.device_count())]
+    number = device.partition(":")[2]
+    return devices[int(number) if number else index % len(devices)]
 
 
-def serve(results: str, device: str, lines: IO[str], out: IO[str]) -> None:
+def serve(results: str, device: str, command: str, lines: IO[str], out: IO[str]) -> None:
     """A worker's life: a line of cells in, a line for each finished cell out, until the input ends."""
-    session = Session(device=device, executor="process")
+    session = Session(device=device, executor="process", command=command)
     store = Store(results)
-    for line in lines:
-        cells = [PlannedCell.model_validate(data) for data in json.loads(line)]
 
-        def said(done: CellDone) -> None:
-            out.write(json.dumps(asdict(done)) + "\n")
-            out.flush()
-
-        run_cells(cells, store, session, said)
-        out.write(json.dumps("group done") + "\n")
+    def say(message: object) -> None:
+        out.write(json.dumps(message) + "\n")
         out.flush()
 
+    for line in lines:
+        cells = [PlannedCell.model_validate(data) for data in json.loads(line)]
+        run_cells(cells, store, session, lambda done: say(asdict(done)))
+        say(GROUP_DONE)
 
+
+GROUP_DONE = "group done"
 EXECUTORS: dict[str, Execute] = {"inline": inline, "process": process}

@@ -85,7 +85,10 @@ def _tasks() -> list[dict[str, Any]]:
 def _models() -> list[dict[str, Any]]:
     from sparsebench.systems.embedded import MODELS
 
-    return [{"id": m.id, "family": m.kind, "title": m.title, "ref": m.ref, "license": m.license, "needs": []} for m in MODELS]
+    return [
+        {"id": m.id, "family": m.kind, "title": m.title, "ref": m.ref, "license": m.license, "needs": []}
+        for m in MODELS
+    ]
 
 
 def _data() -> list[dict[str, Any]]:

@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
+LARGEST_EXPONENT = 709.0
+"""exp of more is no float; a perplexity beyond is given as exp of this."""
+
+
 class Metric(BaseModel):
     """A metric of a task."""
 
@@ -42,15 +46,14 @@ class Metric(BaseModel):
         return f"{self.column}.weight"
 
     def value(self, samples: pd.DataFrame) -> float | None:
-        """The metric over `samples`; None when no sample has a part in it."""
+        """The metric over `samples`; None when no sample has a part in it, or it is no finite number."""
         numerator = samples[self.column]
         present = numerator.notna()
         if not present.any():
             return None
-        total = float(samples.loc[present, self.weight].sum()) if self.weight in samples else float(present.sum())
-        if total == 0:
-            return None
-        ratio = float(numerator[present].sum()) / total
-        if self.transform == "exp":
-            return math.exp(ratio) if ratio < 700 else math.inf
-        return ratio
+        weights = samples.loc[present, self.weight] if self.weight in samples else present[present]
+        total = float(weights.sum(skipna=False))
+        ratio = float(numerator[present].sum()) / total if total else math.nan
+        if self.transform == "exp" and not math.isnan(ratio):
+            return math.exp(min(ratio, LARGEST_EXPONENT))
+        return ratio if math.isfinite(ratio) else None

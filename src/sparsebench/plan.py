@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -12,8 +12,8 @@ from pydantic import BaseModel, ConfigDict
 from sparsebench import adapters
 from sparsebench.adapters.base import Sparsity
 from sparsebench.budget import Budget
-from sparsebench.errors import InputError
-from sparsebench.identity import cell_id
+from sparsebench.errors import InputError, UnknownNameError
+from sparsebench.identity import cell_id, digest
 from sparsebench.records import CellSpec, MemberSpec, Placement, SystemSpec
 from sparsebench.suite import DENSE, Grid, Member, MethodEntry, Suite, SystemEntry
 
@@ -32,7 +32,12 @@ class PlannedCell(BaseModel):
     id: str
     spec: CellSpec
     placement: Placement
-    batch_tokens: int = 2048
+    task: str
+    """The task as the suite names it; a file's path, where `spec.task` has the name that the file gives."""
+    base_precision: str = ""
+    """What the suite says of the weights' precision before they became this dtype."""
+    batch_tokens: int | None = None
+    """Tokens of one forward pass; None: what suits the device. No part of the identity."""
     flops: float = 0.0
     """Predicted, for the order of work and the time left."""
 
@@ -55,7 +60,15 @@ class Plan:
 
     def shard(self, index: int, count: int) -> list[PlannedCell]:
         """Part `index` of `count` (from 1), by id: the same cells on every machine, baselines with their cells."""
-        return [c for c in self.cells if int((c.placement.baseline or c.id)[:8], 16) % count == index - 1]
+        before = {cell.id: cell.placement.baseline for cell in self.cells}
+
+        def part(identity: str) -> int:
+            seen = {identity}
+            while (baseline := before.get(identity)) is not None and baseline not in seen:
+                seen.add(identity := baseline)
+            return int(identity[:8], 16) % count
+
+        return [cell for cell in self.cells if part(cell.id) == index - 1]
 
 
 @dataclass(frozen=True)
@@ -85,12 +98,27 @@ def plan(suite: Suite, limit: int | None = None, device: str = "cpu") -> Plan:
     for grid in suite.grids:
         for cell in _grid_cells(suite, grid, systems, tasks, calibrations, limit, device):
             cells.setdefault(cell.id, cell)
+    _check_margins(suite, tasks.values())
     lock = {
         "systems": {name: s.spec.model_dump(mode="json") for name, s in systems.items()},
-        "tasks": {f"{task} on {system}": bound.spec.model_dump(mode="json") for (task, _, system), bound in tasks.items()},
+        "tasks": {
+            f"{task} on {system}": bound.spec.model_dump(mode="json") for (task, _, system), bound in tasks.items()
+        },
         "calibration": {f"{name} for {system}": facts for (name, system), facts in calibrations.items()},
     }
     return Plan(suite, list(cells.values()), lock, tasks)
+
+
+def _check_margins(suite: Suite, tasks: Iterable[BoundTask]) -> None:
+    """A margin for a metric that its task has not would be left out silently."""
+    metrics: dict[str, set[str]] = {}
+    for bound in tasks:
+        metrics.setdefault(bound.spec.id, set()).update(metric.name for metric in bound.metrics)
+    known = set().union(*metrics.values())
+    for task, margins in suite.conclude.margins.items():
+        for name in set(margins) - {"*"} - (known if task == "*" else metrics.get(task, set())):
+            wrong = UnknownNameError("metric", name, known if task == "*" else metrics.get(task, set()))
+            raise InputError(f"suite {suite.suite}: conclude.margins.{task}: {wrong.message}", wrong.hint)
 
 
 def _used(suite: Suite, name: str) -> bool:
@@ -100,18 +128,18 @@ def _used(suite: Suite, name: str) -> bool:
 def _resolve(entry: SystemEntry, device: str) -> _ResolvedSystem:
     if entry.kind == "lexical":
         return _ResolvedSystem(SystemSpec(kind="lexical", ref="lexical"), entry, None, 0)
-    from sparsebench.systems.loading import load_tokenizer, model_files, resolve_dtype
+    from sparsebench.systems.loading import check_causal, count_parameters, load_tokenizer, model_files, resolve_dtype
 
     files = model_files(entry.model)
-    weights = sum(p.stat().st_size for p in files.folder.rglob("*") if p.suffix in (".safetensors", ".bin"))
     if entry.kind == "causal-lm":
+        check_causal(files)
         dtype = str(resolve_dtype(entry.dtype, device)).removeprefix("torch.")
         tokenizer = load_tokenizer(entry.model)
     else:
         dtype = "float32" if entry.dtype == "auto" else entry.dtype
         tokenizer = None
     spec = SystemSpec(kind=entry.kind, ref=files.ref, fingerprint=files.fingerprint, dtype=dtype)
-    return _ResolvedSystem(spec, entry, tokenizer, weights // 4)
+    return _ResolvedSystem(spec, entry, tokenizer, count_parameters(files.folder))
 
 
 def _grid_cells(
@@ -133,18 +161,24 @@ def _grid_cells(
         for entry in methods:
             name = entry.system or grid.system
             system = systems[name]
-            bound = _bound(tasks, task.task, wanted, name, system)
             _check_kind(grid, task.task, system)
+            bound = _bound(tasks, task.task, wanted, name, system)
             for stack in entry.stacks():
                 _check_accepted(grid, stack, system)
                 for seed in entry.seeds:
                     calibration = _calibration(suite, grid, calibrations, name, system) if _calibrated(stack) else None
-                    made.append((_cell(suite, grid, family, system, bound, entry, stack, seed, calibration, device), entry))
+                    made.append(
+                        (_cell(suite, grid, family, system, task.task, bound, entry, stack, seed, calibration, device), entry)
+                    )
         yield from _paired(grid, made)
 
 
 def _bound(
-    tasks: dict[tuple[str, int | None, str], BoundTask], task: str, limit: int | None, name: str, system: _ResolvedSystem
+    tasks: dict[tuple[str, int | None, str], BoundTask],
+    task: str,
+    limit: int | None,
+    name: str,
+    system: _ResolvedSystem,
 ) -> BoundTask:
     from sparsebench.tasks import registry
 
@@ -201,7 +235,7 @@ def _calibration(
     if key not in known:
         entry = suite.calibration[grid.calibration]
         made = calibration_for(system.tokenizer, entry.model_dump())
-        known[key] = {**entry.model_dump(), "hash": made.content_hash, "tokens": made.tokens}
+        known[key] = {**entry.model_dump(), "hash": made.hash, "tokens": made.tokens}
     return known[key]
 
 
@@ -210,6 +244,7 @@ def _cell(
     grid: Grid,
     family: str,
     system: _ResolvedSystem,
+    task: str,
     bound: BoundTask,
     entry: MethodEntry,
     stack: list[Member],
@@ -219,9 +254,11 @@ def _cell(
 ) -> PlannedCell:
     spec_system, batch = _changed(system, entry, device)
     members = [
-        Sparsity(adapters.get(m.method).configure(m.knobs), Budget.from_dict(m.budget) if m.budget else None) for m in stack
+        Sparsity(adapters.get(m.method).configure(m.knobs), Budget.from_dict(m.budget) if m.budget else None)
+        for m in stack
     ]
-    cell = cell_of_stack(spec_system, members, bound, calibration, batch, seed)
+    cell = cell_of_stack(spec_system, members, task, bound, calibration, batch, seed)
+    cell.base_precision = system.entry.base_precision
     cell.placement.suite, cell.placement.suite_version = suite.suite, suite.version
     cell.placement.grid, cell.placement.family = grid.name, family
     cell.flops = 2.0 * system.parameters * (bound.workload.prefill + bound.workload.decode)
@@ -231,9 +268,10 @@ def _cell(
 def cell_of_stack(
     system: SystemSpec,
     stack: Sequence[Sparsity],
+    task: str,
     bound: BoundTask,
     calibration: dict[str, Any] | None,
-    batch_tokens: int,
+    batch_tokens: int | None,
     seed: int = 0,
 ) -> PlannedCell:
     """One cell: a system under a stack on a task.
@@ -241,6 +279,7 @@ def cell_of_stack(
     Args:
         system: The system.
         stack: Methods at budgets; none: dense.
+        task: The task as it was asked for.
         bound: The task with its rows.
         calibration: The calibration set's entry and hash, where a method reads one.
         batch_tokens: Tokens of one forward pass; no part of the identity.
@@ -280,10 +319,10 @@ def cell_of_stack(
         config=" ".join(f"{k}={v}" for a in configured for k, v in _changed_knobs(a).items()),
         facts={"budgets": [m.budget.label for m in stack if m.budget], **_facts(configured)},
     )
-    return PlannedCell(id=cell_id(spec.plain()), spec=spec, placement=placement, batch_tokens=batch_tokens)
+    return PlannedCell(id=cell_id(spec.plain()), spec=spec, placement=placement, task=task, batch_tokens=batch_tokens)
 
 
-def _changed(system: _ResolvedSystem, entry: MethodEntry, device: str) -> tuple[SystemSpec, int]:
+def _changed(system: _ResolvedSystem, entry: MethodEntry, device: str) -> tuple[SystemSpec, int | None]:
     change = entry.noise
     if change is None:
         return system.spec, system.entry.batch_tokens
@@ -333,13 +372,20 @@ def _paired(grid: Grid, made: list[tuple[PlannedCell, MethodEntry]]) -> Iterator
             continue
         found = [other for other, _ in made if other.placement.label == wanted and _same_system(cell, other, wanted)]
         if not found:
-            labels = sorted({other.placement.label for other, _ in made})
-            raise InputError(f"grid {grid.name}: no row {wanted!r} to compare with", f"rows: {', '.join(labels)}")
-        cell.placement.baseline = found[0].id
+            labels = sorted({f"{other.placement.label} on {other.spec.system.ref}" for other, _ in made})
+            raise InputError(
+                f"grid {grid.name}: no row {wanted!r} on {cell.spec.system.ref} to compare with", f"rows: {'; '.join(labels)}"
+            )
+        if len({digest([m.plain() for m in other.spec.stack]) for other in found}) > 1:
+            raise InputError(f"grid {grid.name}: several rows are called {wanted!r}", "which of them is the baseline?")
+        cell.placement.baseline = min(found, key=lambda other: other.spec.seed != cell.spec.seed).id
         yield cell
 
 
 def _same_system(cell: PlannedCell, other: PlannedCell, wanted: str) -> bool:
     if wanted != DENSE:
         return True
-    return (cell.spec.system.ref, cell.spec.system.fingerprint) == (other.spec.system.ref, other.spec.system.fingerprint)
+    return (cell.spec.system.ref, cell.spec.system.fingerprint) == (
+        other.spec.system.ref,
+        other.spec.system.fingerprint,
+    )

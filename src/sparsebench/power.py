@@ -42,23 +42,29 @@ def comparisons(plan: Plan) -> list[PlannedComparison]:
         for metric in bound.metrics:
             if metric.headline and (bound.spec.id, metric.name) not in found:
                 margin = conclude.margin(bound.spec.id, metric.name)
-                found[bound.spec.id, metric.name] = _planned(bound.spec.id, metric, bound.workload.samples, margin, conclude)
+                found[bound.spec.id, metric.name] = _planned(
+                    bound.spec.id, metric, bound.workload.samples, margin, conclude
+                )
     return list(found.values())
 
 
 def _planned(task: str, metric: Metric, n: int, margin: Margin | None, conclude: Conclude) -> PlannedComparison:
     from sparsebench.stats import mde_binary, mde_continuous, required_n_binary, required_n_continuous
 
-    options = {"alpha": conclude.alpha, "power": conclude.power}
+    alpha, power = conclude.alpha, conclude.power
     binary = metric.kind == "binary"
-    detectable = mde_binary(conclude.discordance, n, **options) if binary else mde_continuous(conclude.spread, n, **options)
+    detectable = (
+        mde_binary(conclude.discordance, n, alpha=alpha, power=power)
+        if binary
+        else mde_continuous(conclude.spread, n, alpha=alpha, power=power)
+    )
     size = _size(metric, margin)
     if size is None:
         return PlannedComparison(task, metric.name, n, "none", _shown(metric, detectable), False, "")
     needed = (
-        required_n_binary(conclude.discordance, size, **options)
+        required_n_binary(conclude.discordance, size, alpha=alpha, power=power)
         if binary
-        else required_n_continuous(conclude.spread, size, **options)
+        else required_n_continuous(conclude.spread, size, alpha=alpha, power=power)
     )
     printed = f"{margin.relative:.1%} relative" if margin and margin.relative else f"{size:.3g} points"
     return PlannedComparison(task, metric.name, n, printed, _shown(metric, detectable), detectable <= size, str(needed))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from sparsebench.errors import InputError
 from sparsebench.records import Outcome
 
 if TYPE_CHECKING:
@@ -51,8 +53,11 @@ def _retrieval(outcome: Outcome, result: TaskResult) -> Outcome:
     return outcome
 
 
-def _language_model(outcome: Outcome, system: Any, stack: list[Sparsity], weights: Weights, bound: BoundTask) -> Outcome:
+def _language_model(
+    outcome: Outcome, system: Any, stack: list[Sparsity], weights: Weights, bound: BoundTask
+) -> Outcome:
     from sparsebench.account import Counted, account
+    from sparsebench.cost import PHASES
 
     sums = system.counters.sums
     outcome.counters = system.counters.to_dict()
@@ -65,13 +70,12 @@ def _language_model(outcome: Outcome, system: Any, stack: list[Sparsity], weight
     if "attention" in families:
         _attention(outcome, system, stack)
     _shared_out(outcome, stack)
-    made = account(
-        system.shape,
-        Counted.of(system.shape, sums, "prefill"),
-        Counted.of(system.shape, sums, "decode"),
-        _storage(stack, weights),
-    )
-    lines = made.lines
+    try:
+        shape = system.shape
+    except InputError:
+        return outcome  # an architecture whose cost is not modelled has none
+    prefill, decode = (Counted.of(shape, sums, phase) for phase in PHASES)
+    lines = account(shape, prefill, decode, _storage(stack, weights)).lines
     outcome.flops = sum(line.sparse for line in lines if line.unit == "flops")
     outcome.flops_dense = sum(line.dense for line in lines if line.unit == "flops")
     if sums.get("decode.tokens"):
@@ -134,9 +138,9 @@ def phases_of(member: Sparsity) -> tuple[str, ...]:
     return tuple(own()) if callable(own) else member.adapter.card.phases
 
 
-def _enough_decode(outcome: Outcome, stack: list[Sparsity], acted: list[str]) -> bool:
+def _enough_decode(outcome: Outcome, stack: list[Sparsity], acted: Sequence[str]) -> bool:
     """A method that acts in decode only is exercised by enough decode queries."""
-    return acted != ["decode"] or (outcome.decode_queries or 0.0) >= LEAST_DECODE_QUERIES
+    return list(acted) != ["decode"] or (outcome.decode_queries or 0.0) >= LEAST_DECODE_QUERIES
 
 
 def _shared_out(outcome: Outcome, stack: list[Sparsity]) -> None:

@@ -24,6 +24,10 @@ class MemberSpec(_Model):
     knobs: dict[str, Any] = Field(default_factory=dict)
     budget: dict[str, float | int | str] | None = None
 
+    def plain(self) -> dict[str, Any]:
+        """Plain data."""
+        return self.model_dump(mode="json")
+
 
 class SystemSpec(_Model):
     """The system under test."""
@@ -178,17 +182,22 @@ class CellRecord(_Model):
     samples_sha256: str | None = None
 
 
+class NewerSchemaError(IntegrityError):
+    """A record that a newer SparseBench wrote: not to be read, and not to be replaced."""
+
+
 def upgrade(data: dict[str, Any], where: str) -> CellRecord:
     """A record of any known schema version.
 
     Raises:
-        IntegrityError: It is not a record, or comes from a newer SparseBench.
+        IntegrityError: It is not a record.
+        NewerSchemaError: It comes from a newer SparseBench.
     """
     version = data.get("schema_version")
-    if not isinstance(version, int) or version < 1:
+    if not isinstance(version, int) or isinstance(version, bool) or version < 1:
         raise IntegrityError(f"{where}: no schema_version; this is not a SparseBench record")
     if version > SCHEMA:
-        raise IntegrityError(f"{where}: schema {version} is newer than this SparseBench knows ({SCHEMA})", "update it")
+        raise NewerSchemaError(f"{where}: schema {version} is newer than this SparseBench knows ({SCHEMA})", "update it")
     try:
         return CellRecord.model_validate(data)
     except ValidationError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sparsebench.errors import InputError
+from sparsebench.errors import InputError, UnknownNameError
 from sparsebench.executors import EXECUTORS, Stop
 from sparsebench.plan import Plan, PlannedCell, plan
 from sparsebench.store import Store
@@ -87,12 +88,14 @@ def run_suite(
     Raises:
         InputError: The suite, a reference or an option is wrong; nothing was run.
     """
+    if executor not in EXECUTORS:
+        raise UnknownNameError("executor", executor, EXECUTORS)
     device = chosen_device(device)
     made = planned(suite, model, limit, device)
     cells = made.cells if shard is None else made.shard(*_shard(shard))
     store = Store.create(results_folder(made.suite, out))
-    store.write_suite({"suite": made.suite.model_dump(mode="json"), "lock": made.lock})
     todo = [cell for cell in cells if not store.finished(cell.id)]
+    store.write_suite({"suite": made.suite.model_dump(mode="json"), "lock": made.lock})
     tally = _Tally(todo, len(cells) - len(todo), progress)
     with tally, interruptible() as stop:
         EXECUTORS[executor](todo, store, device, made, workers, tally.on_done, stop)
@@ -102,7 +105,7 @@ def run_suite(
 
 def _shard(text: str) -> tuple[int, int]:
     index, slash, count = text.partition("/")
-    if not (slash and index.isdigit() and count.isdigit() and 1 <= int(index) <= int(count)):
+    if not (slash and index.isdecimal() and count.isdecimal() and 1 <= int(index) <= int(count)):
         raise InputError(f"shard {text!r}: must be I/N with 1 <= I <= N", "--shard 1/4")
     return int(index), int(count)
 
@@ -116,7 +119,7 @@ def interruptible() -> Iterator[Stop]:
         if stop.asked:
             raise KeyboardInterrupt
         stop.asked = True
-        print("\nstopping after the cell in flight; once more stops at once", flush=True)
+        os.write(2, b"\nstopping after the cell in flight; once more stops at once\n")
 
     try:
         before = signal.signal(signal.SIGINT, ask)

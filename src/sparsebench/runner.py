@@ -1,11 +1,12 @@
-"""Running cells: a model loads once, a method is prepared once for all budgets, a stack is attached once for all tasks."""
+"""Running cells: a model loads once, a method is prepared once for all budgets, a stack attached once for all tasks."""
 
 from __future__ import annotations
 
 import gc
 import json
+import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import groupby
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from sparsebench import adapters, environment
 from sparsebench.adapters.base import Prepared, Sparsity, attached
 from sparsebench.budget import Budget
-from sparsebench.errors import SparseBenchError
+from sparsebench.errors import IntegrityError
 from sparsebench.records import CellRecord, CellSpec, Environment, MetricValue, Outcome, SystemSpec
 from sparsebench.store import Store
 
@@ -48,15 +49,20 @@ class Session:
     Attributes:
         device: Where models run.
         executor: Name for the record.
-        tasks: Tasks already bound, by (task, limit, system reference, dtype-free).
+        command: The command line, for the record.
+        tasks: Tasks already bound, by (task as it was asked for, limit, system reference).
+        prepared: States of the methods at hand, for all of their budgets.
+        methods: Whose states those are.
     """
 
     device: str = "cpu"
     executor: str = "inline"
+    command: str = field(default_factory=environment.command)
     tasks: dict[tuple[str, int | None, str], BoundTask] = field(default_factory=dict)
     system: System | None = None
     key: tuple[str, str, str] | None = None
     prepared: dict[str, Prepared] = field(default_factory=dict)
+    methods: str = ""
     calibrations: dict[str, Calibration] = field(default_factory=dict)
 
     def load(self, cell: PlannedCell) -> System:
@@ -67,13 +73,24 @@ class Session:
             self.unload()
             self.system = load_system(wanted.kind, wanted.ref, wanted.dtype, self.device)
             self.key = key
-        if hasattr(self.system, "batch_tokens"):
-            self.system.batch_tokens = cell.batch_tokens
+        if self.system.fingerprint != wanted.fingerprint:
+            raise IntegrityError(f"{wanted.ref} is not what was planned: its files changed meanwhile", "run it again")
+        if hasattr(self.system, "batch_default"):
+            self.system.batch_tokens = cell.batch_tokens or self.system.batch_default
+            self.system.base_precision = cell.base_precision or self.system.base_precision
         return self.system
 
     def adopt(self, system: System, spec: SystemSpec) -> None:
         """Take a system that is in memory already."""
         self.system, self.key = system, (spec.kind, spec.ref, spec.dtype)
+
+    def prepared_for(self, cell: PlannedCell) -> dict[str, Prepared]:
+        """States that cells with the same methods left; those of other methods are dropped, since they may be large."""
+        methods = json.dumps([_methods(cell), cell.spec.calibration, cell.spec.seed], sort_keys=True)
+        if methods != self.methods:
+            self.prepared.clear()
+            self.methods = methods
+        return self.prepared
 
     def unload(self) -> None:
         """Drop the system and all that depends on it."""
@@ -87,12 +104,12 @@ class Session:
         from sparsebench.tasks import registry
 
         spec = cell.spec.task
-        key = (spec.id, spec.limit, system.ref)
+        key = (cell.task, spec.limit, system.ref)
         if key not in self.tasks:
-            self.tasks[key] = registry.get(spec.id).bind(getattr(system, "tokenizer", None), spec.limit)
+            self.tasks[key] = registry.get(cell.task).bind(getattr(system, "tokenizer", None), spec.limit)
         bound = self.tasks[key]
         if bound.spec != spec:
-            raise SparseBenchError(f"task {spec.id} is not what was planned: its data or definition changed meanwhile")
+            raise IntegrityError(f"task {spec.id} is not what was planned: its data or definition changed meanwhile")
         return bound
 
     def calibration(self, cell: PlannedCell, system: Any) -> Calibration | None:
@@ -149,10 +166,14 @@ def grouped(cells: Iterable[PlannedCell]) -> Iterator[list[PlannedCell]]:
 def _group_key(cell: PlannedCell) -> tuple[Any, ...]:
     spec = cell.spec
     stack = json.dumps([m.model_dump(mode="json") for m in spec.stack], sort_keys=True)
-    methods = json.dumps([[m.method, m.knobs] for m in spec.stack], sort_keys=True)
+    methods = json.dumps(_methods(cell), sort_keys=True)
     system = (spec.system.kind, spec.system.ref, spec.system.dtype)
     calibration = json.dumps(spec.calibration, sort_keys=True)
-    return (*system, len(spec.stack), methods, calibration, spec.seed, cell.batch_tokens, stack)
+    return (*system, len(spec.stack), methods, calibration, spec.seed, cell.batch_tokens or 0, stack)
+
+
+def _methods(cell: PlannedCell) -> list[list[Any]]:
+    return [[member.method, member.knobs] for member in cell.spec.stack]
 
 
 def _run_group(
@@ -168,7 +189,7 @@ def _run_group(
         stack = stack_of(first.spec)
         calibration = session.calibration(first, system)
         before = _weights(system)
-        with attached(system, stack, calibration, session.prepared) as (sparse, prepared):
+        with attached(system, stack, calibration, session.prepared_for(first)) as (sparse, prepared):
             after = _weights(sparse) if stack else before
             for cell in group:
                 if stopped():
@@ -177,9 +198,12 @@ def _run_group(
                 finished.add(cell.id)
                 on_done(done)
     except Exception as error:
+        if len(finished) == len(group):
+            # Detaching failed: what is in memory may not be the model that it was.
+            session.unload()
         for cell in group:
             if cell.id not in finished:
-                on_done(_store_failure(cell, error, store, session))
+                on_done(store_failure(cell, error, store, session))
 
 
 def stack_of(spec: CellSpec) -> list[Sparsity]:
@@ -210,34 +234,40 @@ def _run_cell(
     try:
         bound = session.task(cell, system)
         result, replans = _evaluate(bound, system)
-        seconds = time.perf_counter() - start
-        outcome = outcome_of(system, stack, weights, bound, result, seconds)
+        outcome = outcome_of(system, stack, weights, bound, result, time.perf_counter() - start)
         outcome.metrics = [
-            MetricValue(metric=m, value=finite(m.value(result.samples)), n=int(result.samples[m.column].notna().sum()))
+            MetricValue(metric=m, value=m.value(result.samples), n=int(result.samples[m.column].notna().sum()))
             for m in bound.metrics
         ]
         outcome.prepare_seconds = sum(p.seconds for p in prepared)
         outcome.prepare_tokens = sum(p.tokens for p in prepared)
         outcome.peak_memory = environment.peak_memory()
-        outcome.facts = {**result.facts, **{k: v for p in prepared for k, v in p.facts.items()}}
+        outcome.facts = plain({**result.facts, **{k: v for p in prepared for k, v in p.facts.items()}})
+        samples = result.samples
+        if not all(fact.publish_text for fact in bound.data):
+            samples = samples.drop(columns=[c for c in ("target",) if c in samples])
+        described = plain(system.describe())
+        record = CellRecord(
+            cell=cell.id, placement=cell.placement, outcome=outcome, system=described, data=bound.data
+        )
+        store.write(cell.spec, record, _environment(cell, session, system, started, replans), samples)
     except Exception as error:
-        return _store_failure(cell, error, store, session)
-    samples = result.samples
-    if not all(fact.publish_text for fact in bound.data):
-        samples = samples.drop(columns=[c for c in ("target",) if c in samples])
-    record = CellRecord(
-        cell=cell.id, placement=cell.placement, outcome=outcome, system=system.describe(), data=bound.data
-    )
-    store.write(cell.spec, record, _environment(cell, session, system, started, replans), samples)
-    task = cell.spec.task.id
-    return CellDone(cell.id, cell.placement.label, task, "ok", time.perf_counter() - start, cell.flops)
+        return store_failure(cell, error, store, session)
+    seconds = time.perf_counter() - start
+    return CellDone(cell.id, cell.placement.label, cell.spec.task.id, "ok", seconds, cell.flops)
 
 
-def finite(value: float | None) -> float | None:
-    """JSON has no infinities: a perplexity beyond all numbers is stored as the largest float."""
-    if value is None or value != value:
-        return None
-    return max(min(value, 1.7e308), -1.7e308)
+def plain(value: Any) -> Any:
+    """Facts as JSON has them: arrays as lists, and null for what is no finite number."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(part) for key, part in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [plain(part) for part in value]
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else None
+    if value is None or isinstance(value, str | int):
+        return value
+    return plain(value.tolist()) if hasattr(value, "tolist") else str(value)
 
 
 def _evaluate(bound: BoundTask, system: Any) -> tuple[TaskResult, int]:
@@ -251,10 +281,19 @@ def _evaluate(bound: BoundTask, system: Any) -> tuple[TaskResult, int]:
         except (MemoryError, RuntimeError) as error:
             if not _out_of_memory(error) or getattr(system, "batch_tokens", 0) < 128:
                 raise
-            system.batch_tokens //= 2
-            system.max_lanes = max(1, system.max_lanes // 2)
-            replans += 1
-            gc.collect()
+        # Out of the except clause, so that the traceback's tensors are gone.
+        system.batch_tokens //= 2
+        system.max_lanes = max(1, system.max_lanes // 2)
+        replans += 1
+        _free_memory()
+
+
+def _free_memory() -> None:
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def _out_of_memory(error: BaseException) -> bool:
@@ -262,7 +301,8 @@ def _out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text
 
 
-def _store_failure(cell: PlannedCell, error: Exception, store: Store, session: Session) -> CellDone:
+def store_failure(cell: PlannedCell, error: Exception, store: Store, session: Session) -> CellDone:
+    """Store that a cell failed, and why."""
     message = f"{type(error).__name__}: {error}"
     outcome = Outcome(status="failed", error=message[:2000], retryable=_out_of_memory(error))
     record = CellRecord(cell=cell.id, placement=cell.placement, outcome=outcome)
@@ -278,9 +318,7 @@ def _weights(system: System) -> Any:
     return weight_sparsity(system)  # type: ignore[arg-type]
 
 
-def _environment(
-    cell: PlannedCell, session: Session, system: Any, started: datetime, replans: int
-) -> Environment:
+def _environment(cell: PlannedCell, session: Session, system: Any, started: datetime, replans: int) -> Environment:
     import platform
 
     import torch
@@ -295,7 +333,7 @@ def _environment(
         packages=environment.packages(),
         commit=commit,
         dirty=dirty,
-        command=environment.command(),
+        command=session.command,
         executor=session.executor,
         batch_tokens=getattr(system, "batch_tokens", cell.batch_tokens),
         batch_replans=replans,

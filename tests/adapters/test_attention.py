@@ -49,7 +49,9 @@ def systems():
     return {name: models.tiny_system(name) for name in ("llama", "gemma2", "gemma3", "gpt2")}
 
 
-REQUESTS = [Scored(random_ids(n, n), scored, prefill) for n, scored, prefill in ((70, 20, 55), (41, 9, 41), (100, 30, 70))]
+REQUESTS = [
+    Scored(random_ids(n, n), scored, prefill) for n, scored, prefill in ((70, 20, 55), (41, 9, 41), (100, 30, 70))
+]
 
 
 def logprobs(system, requests=REQUESTS) -> np.ndarray:
@@ -84,16 +86,16 @@ def test_a_smaller_budget_changes_the_result(name, systems):
 
 @pytest.mark.parametrize("name", RATIO)
 def test_density_meets_the_target_and_rises_with_the_budget(name):
-    shape = views.shape_of(layers=16)
-    rows = [(0, 600), (0, 411)]
+    """Over all layers, the dense first ones included, as far as they leave room."""
+    layers = 16 if create(name).adapter.dense_layers(16) else 2
+    shape = views.shape_of(layers=layers)
     for phase in phases_of(name):
         decode = phase == "decode"
-        at = [(500, 80), (333, 60)] if decode else rows
         before = 2.0
-        for sparsity in (0.0, 0.3, 0.5, 0.7, 0.8):
+        for sparsity in (0.0, 0.4, 0.7):
             policy = views.policy_of(name, shape, sparsity=sparsity)
-            for layer in range(16):
-                policy.attend(views.make_view(at, layer=layer, decode=decode))
+            for layer in range(layers):
+                policy.attend(views.make_view([(250, 40)] if decode else [(0, 300)], layer=layer, decode=decode))
             density = policy.system.counters.ratio(f"{phase}.attention.kept", f"{phase}.attention.visible")
             assert density == pytest.approx(1 - sparsity, abs=0.01), (phase, sparsity)
             assert density < before
@@ -206,7 +208,11 @@ def test_grouped_heads_are_as_repeated_ones(name):
             real = (one.positions >= 0)[:, None, :, None]
             assert torch.allclose(a.attend(one) * real, b.attend(other) * real, atol=1e-5)
         kept, union = (a.system.counters.sums[f"{phase}.attention.{what}"] for what in ("kept", "union"))
-        assert kept == b.system.counters.sums[f"{phase}.attention.kept"] == b.system.counters.sums[f"{phase}.attention.union"]
+        assert (
+            kept
+            == b.system.counters.sums[f"{phase}.attention.kept"]
+            == b.system.counters.sums[f"{phase}.attention.union"]
+        )
         assert kept / 2 <= union <= kept
 
 
@@ -241,7 +247,9 @@ def test_slices_change_nothing(name, monkeypatch):
         monkeypatch.setattr(_executor, "MASK_ELEMENTS", elements)
         policy = views.policy_of(name, views.shape_of(), **views.some_budget(name))
         for phase in phases_of(name):
-            for view in views.views_of([(0, 200), (0, 131)] if phase == "prefill" else DECODED, decode=phase == "decode"):
+            for view in views.views_of(
+                [(0, 200), (0, 131)] if phase == "prefill" else DECODED, decode=phase == "decode"
+            ):
                 real = (view.positions >= 0)[:, None, :, None]
                 out = policy.attend(view) * real
         results.append((out, dict(policy.system.counters.sums)))
@@ -297,7 +305,7 @@ def test_a_padded_plain_batch_is_as_its_sequences(name, systems):
 
 @pytest.mark.parametrize("name", METHODS)
 def test_shared_prefixes_are_as_computed_apart(name, systems):
-    """Where a method is not prefix invariant, the engine shares nothing; either way the result is that of each alone."""
+    """Where a method is not prefix invariant the engine shares nothing; either way each has its own result."""
     system = systems["llama"]
     start = random_ids(40, 5)
     requests = [Scored(start + random_ids(20, seed), 8, 56) for seed in range(3)]
@@ -339,9 +347,10 @@ def test_predicted_cost_is_the_counted_one(name, systems):
         assert predicted.of(phase).attention == pytest.approx(kept, rel=0.05)
         assert predicted.of(phase).index == pytest.approx(sums[f"{phase}.attention.index_flops"])
         assert sums[f"{phase}.attention.visible"] * system.shape.pair_flops == dense.of(phase).attention
-        extra = predicted.of(phase).bytes_kv_read - dense.of(phase).bytes_kv_read * predicted.of(
-            phase
-        ).attention / dense.of(phase).attention
+        extra = (
+            predicted.of(phase).bytes_kv_read
+            - dense.of(phase).bytes_kv_read * predicted.of(phase).attention / dense.of(phase).attention
+        )
         assert extra == pytest.approx(sums[f"{phase}.attention.index_bytes"], abs=1e-3)
 
 
@@ -389,13 +398,17 @@ def test_on_a_trained_model_the_oracle_errs_least_and_random_most(phase, trained
     errors = {}
     for name in RATIO:
         if phase in phases_of(name):
-            policy = views.policy_of(name, system.shape, sparsity=0.8)
-            policy.system = system
+            knobs = {"factor": 2} if name == "double-sparsity" else {}  # heads of width 8 have no 16 channels
+            chosen = create(name, sparsity=0.8, **knobs)
+            prepared = chosen.adapter.prepare(system, calibration())
+            policy = _executor.SelectivePolicy(chosen.adapter, system, prepared, chosen.budget, None)
             errors[name] = output_error(policy, found[phase == "decode"])
     assert min(errors, key=errors.__getitem__) == "oracle-tokens"
     assert errors["oracle-blocks"] == min(errors[name] for name in errors if "block" in name or name == "quest")
-    for name in set(errors) - {"sliding-window"}:  # without sinks a window may be worse than chance
-        assert errors[name] <= 1.02 * max(errors["random-tokens"], errors["random-blocks"]), errors
+    chance = min(errors["random-tokens"], errors["random-blocks"])
+    worse = {name for name in errors if errors[name] > chance} - {"random-tokens", "random-blocks"}
+    # Of five layers TidalDecode attends in two fully, more than this budget has: it is left with a single key.
+    assert worse <= {"tidal-decode"}, errors
 
 
 def test_no_two_methods_choose_alike_on_a_trained_model(trained_views):

@@ -335,7 +335,10 @@ def test_bad_knobs_and_budgets() -> None:
         create("wanda", sparsity=0.5, stats_pas="dense")
     with pytest.raises(InputError, match="block"):
         create("sparsegpt", sparsity=0.5, compare_group="row")
-    with pytest.raises(InputError, match="reads a calibration text"), attached(tiny_system(), [create("wanda", sparsity=0.5)]):
+    with (
+        pytest.raises(InputError, match="reads a calibration text"),
+        attached(tiny_system(), [create("wanda", sparsity=0.5)]),
+    ):
         pass
 
 

@@ -39,7 +39,7 @@ def test_a_folder_gives_its_judged_queries(tmp_path: Path) -> None:
     [
         JUDGEMENTS,  # no header: BEIR's loader loses the first row
         HEADER + JUDGEMENTS.replace("\n", "\r\n"),
-        "\ufeff" + HEADER + JUDGEMENTS,
+        "\ufeff" + JUDGEMENTS,
         HEADER + JUDGEMENTS.replace("\t1\n", "\t1.0\n"),  # integral floats: BEIR's loader crashes
         "".join(f"{q} 0 {d} {g}\n" for q, d, g in (line.split() for line in JUDGEMENTS.splitlines())),
         HEADER + JUDGEMENTS + "\n\n",

@@ -16,7 +16,7 @@ def test_holm_by_hand():
 
 
 def test_benjamini_hochberg_of_the_paper():
-    # Benjamini and Hochberg 1995, section 3.2: 15 p values, of which the procedure rejects four at .05, Bonferroni's three.
+    # Benjamini and Hochberg 1995, section 3.2: of 15 p values the procedure rejects four at .05, Bonferroni's three.
     p = [1e-4, 4e-4, 0.0019, 0.0095, 0.0201, 0.0278, 0.0298, 0.0344, 0.0459, 0.324, 0.4262, 0.5719, 0.6528, 0.759, 1.0]
     assert (benjamini_hochberg(p) <= 0.05).sum() == 4
     assert (holm(p) <= 0.05).sum() == 3

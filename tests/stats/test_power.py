@@ -8,9 +8,9 @@ from scipy import stats
 
 from sparsebench.stats import (
     design_effect,
+    mcnemar,
     mde_binary,
     mde_continuous,
-    mcnemar,
     power_of,
     required_n_binary,
     required_n_continuous,

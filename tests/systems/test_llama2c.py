@@ -14,7 +14,7 @@ from models import STORIES, data_folder, stories
 from sparsebench.errors import IntegrityError, MissingError
 from sparsebench.systems import llama2c
 
-# What llama2.c itself writes with these weights at temperature 0; its README shows the same beginning.
+# What llama2.c writes with these weights at temperature 0; its own test expects this text.
 GREEDY = (
     "Once upon a time, there was a little girl named Lily. She loved to play outside in the park. "
     "One day, she saw a big, red ball. She wanted to play with it, but it was too high."

@@ -7,10 +7,15 @@ import unicodedata
 from collections.abc import Iterable
 
 
+def first_line(response: str) -> str:
+    """The first line of a continuation, empty lines apart."""
+    lines = response.strip().splitlines()
+    return lines[0] if lines else ""
+
+
 def first_answer(response: str) -> str:
     """The answer that a continuation begins with: its first line, up to the end of the sentence."""
-    lines = response.strip().splitlines()
-    return re.split(r"[.!?](?:\s|$)", lines[0], maxsplit=1)[0] if lines else ""
+    return re.split(r"[.!?](?:\s|$)", first_line(response), maxsplit=1)[0]
 
 
 def normalise(text: str) -> str:
@@ -22,6 +27,6 @@ def normalise(text: str) -> str:
 
 
 def is_right(response: str, accepted: Iterable[str]) -> bool:
-    """Whether a response begins with one of the accepted answers, compared word by word after `normalise`."""
-    answer = normalise(first_answer(response))
-    return any(answer == name or answer.startswith(f"{name} ") for name in map(normalise, accepted) if name)
+    """Whether the first line of a response begins with an accepted answer, word by word after `normalise`."""
+    line = normalise(first_line(response))
+    return any(line == name or line.startswith(f"{name} ") for name in map(normalise, accepted) if name)

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from sparsebench.data.reading import read_bytes
 from sparsebench.errors import InputError, IntegrityError, MissingError
 from sparsebench.identity import digest
 
@@ -45,14 +46,33 @@ def visible_files(folder: Path) -> Iterator[Path]:
         yield from (Path(parent, name) for name in files if not name.startswith("."))
 
 
+def sha256_content(path: Path) -> str:
+    """The sha256 of a folder, or of a file's content: a .gz or .bz2 file counts as what is in it.
+
+    So the same data has the same hash, whether somebody compressed it or not.
+
+    Raises:
+        MissingError: Nothing is there.
+        IntegrityError: The compressed file is cut short or damaged.
+    """
+    if path.suffix in (".gz", ".bz2") and path.is_file():
+        return hashlib.sha256(read_bytes(path)).hexdigest()
+    return sha256_path(path)
+
+
 def check_sha256(path: Path, expected: str | None, what: str) -> str:
-    """The sha256 of a file or folder, compared with the one it should have.
+    """The `sha256_content` of a file or folder.
+
+    Args:
+        path: File or folder.
+        expected: What it should be: of the content or, for a compressed file, of its bytes as they are.
+        what: How an error names it.
 
     Raises:
         IntegrityError: It is another one.
     """
-    actual = sha256_path(path)
-    if expected is not None and actual != expected.lower():
+    actual = sha256_content(path)
+    if expected is not None and expected.lower() not in (actual, sha256_path(path)):
         raise IntegrityError(
             f"{what} has sha256 {actual}, expected {expected.lower()}",
             f"the bytes at {path} are not those that were asked for: remove them, or correct the sha256",

@@ -45,6 +45,11 @@ def cached_url(url: str, sha256: str) -> Path | None:
     return place if place.is_file() and sha256_file(place) == sha256.lower() else None
 
 
+def has_url(url: str, sha256: str) -> bool:
+    """Whether a URL was fetched before; the content is not looked at."""
+    return _place(url, sha256).is_file()
+
+
 def _download(url: str, path: Path) -> str:
     """Download to a new file and return its sha256."""
     hint = f"check the network, or put the file at {_hint_place(path)} by hand"

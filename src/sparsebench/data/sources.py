@@ -131,11 +131,8 @@ def resolve(alternatives: Sequence[Alternative]) -> Resolved:
         MissingError: None is there; the message says why for each.
         IntegrityError: One is there and is not what it should be. The next is not tried: a changed file is to be seen.
     """
-    if isinstance(alternatives, Mapping | str) or not alternatives:
-        raise InputError(f"data sources are a list of mappings, not {alternatives!r}", _FORMS)
-    tries = [_attempt(alternative) for alternative in alternatives]
     failures: list[MissingError] = []
-    for attempt in tries:
+    for attempt in _attempts(alternatives):
         try:
             return attempt()
         except MissingError as error:
@@ -145,6 +142,21 @@ def resolve(alternatives: Sequence[Alternative]) -> Resolved:
     reasons = "".join(f"\n  - {error.message}" for error in failures)
     hints = "".join(f"\n  - {hint}" for hint in dict.fromkeys(error.hint for error in failures if error.hint))
     raise MissingError(f"none of {len(failures)} data sources is there:{reasons}", f"any of these would do:{hints}")
+
+
+def check(alternatives: Sequence[Alternative]) -> None:
+    """Refuse malformed alternatives, as `resolve` does, and try none.
+
+    Raises:
+        InputError: An alternative is malformed.
+    """
+    _attempts(alternatives)
+
+
+def _attempts(alternatives: Sequence[Alternative]) -> list[Callable[[], Resolved]]:
+    if isinstance(alternatives, Mapping | str) or not alternatives:
+        raise InputError(f"data sources are a list of mappings, not {alternatives!r}", _FORMS)
+    return [_attempt(alternative) for alternative in alternatives]
 
 
 def _attempt(alternative: Alternative) -> Callable[[], Resolved]:
@@ -173,11 +185,20 @@ def _local(alternative: Alternative) -> Callable[[], Resolved]:
         inner_path(pattern, f"local:{pattern}")
 
     def attempt() -> Resolved:
-        root = data_folder()
-        paths = [path for pattern in patterns for path in _below(root, pattern)]
-        return _resolved(paths, "local:" + ",".join(patterns), alternative.get("sha256"))
+        return _resolved(local_paths(patterns), "local:" + ",".join(patterns), alternative.get("sha256"))
 
     return attempt
+
+
+def local_paths(patterns: str | list[str]) -> list[Path]:
+    """The files and folders under `$SPARSEBENCH_DATA` that paths and globs mean.
+
+    Raises:
+        MissingError: `data_folder`, or nothing is there for one of them.
+        InputError: One leads out of the folder.
+    """
+    root = data_folder()
+    return [path for pattern in _texts(patterns) for path in _below(root, pattern)]
 
 
 def data_folder() -> Path:

@@ -120,6 +120,15 @@ def distribution_member(package: str, version: str, member: str) -> Path:
     return installed_member(package, version, member) or wheel_member(package, version, member)
 
 
+def has_distribution_member(package: str, version: str, member: str) -> bool:
+    """Whether `distribution_member` would find it without fetching; of a cached wheel only the name is looked at."""
+    if installed_member(package, version, member):
+        return True
+    expected = expected_sha256(package, version)
+    unpacked = expected is not None and _member_path(expected, member).exists()
+    return unpacked or any(_is_wheel_of(wheel, package, version) for wheel in _wheel_folder().glob("*.whl"))
+
+
 def installed_member(package: str, version: str, member: str) -> Path | None:
     """A data file or folder of an installed package, if that has exactly this version."""
     try:
@@ -169,7 +178,7 @@ def _check_entry(wheel: Path, entry: zipfile.ZipInfo) -> None:
 def _unpack_entry(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, path: Path, limit: int) -> int:
     """Unpack one entry and return its size; what is counted is what comes out, not what the archive says."""
     size = 0
-    with archive.open(entry) as source, path.open("xb") as sink:
+    with archive.open(entry) as source, path.open("wb") as sink:
         while chunk := source.read(_CHUNK):
             size += len(chunk)
             if size > limit:

@@ -33,8 +33,8 @@ class Chunk:
     wanted: list[np.ndarray] = field(default_factory=list)
 
 
-OnLogits = Callable[[int, np.ndarray, torch.Tensor], None]
-"""Called with a node's index, the offsets [k] in it, and their logits [k, vocabulary]."""
+OnLogits = Callable[[list[tuple[int, int]], torch.Tensor], None]
+"""Called for each chunk with k places (a node's index and an offset in it) and their logits [k, vocabulary]."""
 
 
 class TreeRun:
@@ -104,11 +104,9 @@ class TreeRun:
             if offset is not None:
                 system.counters.add("decode.scored" if node.decode else "prefill.scored", len(offset))
         logits = forward(system, flow, ids, positions, scored)
-        first = 0
-        for index, offset in zip(chunk, offsets, strict=True):
-            if offset is not None and len(offset):
-                on_logits(index, offset, logits[first : first + len(offset)])
-                first += len(offset)
+        if len(scored):
+            each = zip(chunk, offsets, strict=True)
+            on_logits([(i, int(o)) for i, offset in each if offset is not None for o in offset], logits)
         self._release(chunk)
 
     def path(self, index: int) -> list[int]:

@@ -13,6 +13,8 @@ import torch
 from sparsebench.engine import trie
 from sparsebench.engine.flow import Lanes
 from sparsebench.engine.forward import TreeRun, step
+from sparsebench.engine.scoring import NOT_FINITE
+from sparsebench.errors import InputError
 from sparsebench.identity import seed_of
 
 if TYPE_CHECKING:
@@ -99,10 +101,10 @@ class Generator:
             self._step(lanes, free, active)
 
     def _prefill(self, chunk: list[int], waiting: deque[tuple[int, int, int]]) -> None:
-        def first_tokens(node: int, offsets: np.ndarray, logits: torch.Tensor) -> None:
-            for request in self.nodes[node].sequences:
-                token = self._choose(logits[-1:], [request])[0]
-                waiting.append((request, node, token))
+        def first_tokens(places: list[tuple[int, int]], logits: torch.Tensor) -> None:
+            asked = [(row, node, r) for row, (node, _) in enumerate(places) for r in self.nodes[node].sequences]
+            chosen = self._choose(logits[[row for row, _, _ in asked]], [request for _, _, request in asked])
+            waiting.extend((request, node, token) for (_, node, request), token in zip(asked, chosen, strict=True))
 
         self.run_tree.run_chunk(chunk, first_tokens)
 
@@ -145,26 +147,60 @@ class Generator:
                 free.append(place)
 
     def _choose(self, logits: torch.Tensor, requests: list[int]) -> list[int]:
-        best: list[int] = logits.argmax(dim=-1).tolist()
-        for row, request in enumerate(requests):
-            sampling = self.prompts[request].sampling
-            if sampling.temperature > 0:
-                best[row] = _sample(logits[row], sampling, request, len(self.tokens[request]))
-        for row, request in enumerate(requests):
-            self.tokens[request].append(best[row])
+        prompts = [self.prompts[request] for request in requests]
+        best = choose(logits, prompts, requests, [len(self.tokens[request]) for request in requests])
+        for request, token in zip(requests, best, strict=True):
+            self.tokens[request].append(token)
         return best
 
     def _finished(self, lane: _Lane) -> bool:
-        prompt = self.prompts[lane.request]
-        ended = lane.generated[-1] in prompt.stop_tokens
-        tokens = lane.generated[:-1] if ended else lane.generated
-        text = self.system.decode_tokens(tokens)
-        cuts = [text.find(stop) for stop in prompt.until if stop and stop in text]
-        if not (ended or cuts or len(lane.generated) >= prompt.limit):
-            return False
-        self.texts[lane.request] = text[: min(cuts)] if cuts else text
-        self.tokens[lane.request] = tokens
-        return True
+        text = ended(self.system, self.prompts[lane.request], lane.generated)
+        if text is not None:
+            self.texts[lane.request] = text
+        return text is not None
+
+
+def generate(system: CausalLM, prompts: Sequence[Prompt]) -> list[str]:
+    """The texts that continue the prompts, in their order: packed where the model can, else through plain calls."""
+    if system.packed:
+        return Generator(system, prompts).run()
+    from sparsebench.engine import plain
+
+    return plain.generate(system, prompts)
+
+
+def ended(system: CausalLM, prompt: Prompt, generated: Sequence[int]) -> str | None:
+    """The text of the generated tokens if they end it (a stop token or string, or the limit), else None."""
+    stopped = generated[-1] in prompt.stop_tokens
+    text = system.decode_tokens(generated[:-1] if stopped else generated)
+    cuts = [text.find(stop) for stop in prompt.until if stop and stop in text]
+    if not (stopped or cuts or len(generated) >= prompt.limit):
+        return None
+    return text[: min(cuts)] if cuts else text
+
+
+def choose(
+    logits: torch.Tensor, prompts: Sequence[Prompt], requests: Sequence[int], places: Sequence[int]
+) -> list[int]:
+    """The next token of each prompt.
+
+    Args:
+        logits: [prompts, vocabulary].
+        prompts: How each is sampled.
+        requests: The number of each prompt, for its random draws.
+        places: How many tokens each has generated before.
+
+    Raises:
+        InputError: A logit is NaN.
+    """
+    highest, best = logits.max(dim=-1)
+    if bool(highest.isnan().any()):
+        raise InputError(NOT_FINITE)
+    tokens: list[int] = best.tolist()
+    for row, (prompt, request, place) in enumerate(zip(prompts, requests, places, strict=True)):
+        if prompt.sampling.temperature > 0:
+            tokens[row] = _sample(logits[row], prompt.sampling, request, place)
+    return tokens
 
 
 def _sample(logits: torch.Tensor, sampling: Sampling, request: int, place: int) -> int:

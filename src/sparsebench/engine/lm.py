@@ -10,7 +10,7 @@ from lm_eval.api.model import TemplateLM
 from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
-from sparsebench.engine.generation import Generator, Prompt, Sampling
+from sparsebench.engine.generation import Prompt, Sampling, generate
 from sparsebench.engine.scoring import Scored, TokenScores, score
 
 if TYPE_CHECKING:
@@ -20,6 +20,15 @@ if TYPE_CHECKING:
 
 DEFAULT_MAX_LENGTH = 2048
 DEFAULT_GENERATED = 256
+
+
+def positions_of(system: CausalLM) -> int | None:
+    """Positions that a model was made for; None where its configuration does not tell."""
+    for name in ("max_position_embeddings", "n_positions", "n_ctx", "max_sequence_length"):
+        value = getattr(system.config, name, None)
+        if isinstance(value, int) and value > 0:
+            return value
+    return None
 
 
 class SparseLM(TemplateLM):  # type: ignore[misc]
@@ -41,8 +50,18 @@ class SparseLM(TemplateLM):  # type: ignore[misc]
         self.system = system
         self.tokenizer = system.tokenizer
         self.context_field = context_field
+        self.truncated = 0
+        """Requests whose beginning was cut off, since they are longer than the model's positions."""
         self._encoded: dict[tuple[str, bool], list[int]] = {}
         self._pairs: dict[tuple[str, str], tuple[list[int], list[int]]] = {}
+
+    @classmethod
+    def of(cls, system: CausalLM, context_field: str | None = None) -> SparseLM:
+        """The interface that is kept with a system for all tasks, with the texts that it has tokenised."""
+        lm: SparseLM = system.memory.setdefault("lm", None) or cls(system)
+        system.memory["lm"] = lm
+        lm.context_field, lm.truncated = context_field, 0
+        return lm
 
     @property
     def eot_token_id(self) -> int:
@@ -58,11 +77,9 @@ class SparseLM(TemplateLM):  # type: ignore[misc]
     @property
     def max_length(self) -> int:
         """Most tokens of a sequence: the model's positions, else the tokenizer's word, else 2,048."""
-        config = self.system.config
-        for name in ("max_position_embeddings", "n_positions", "n_ctx", "max_sequence_length"):
-            value = getattr(config, name, None)
-            if isinstance(value, int) and value > 0:
-                return value
+        positions = positions_of(self.system)
+        if positions is not None:
+            return positions
         length = getattr(self.tokenizer, "model_max_length", None)
         return int(length) if length and length < 10**9 else DEFAULT_MAX_LENGTH
 
@@ -144,7 +161,7 @@ class SparseLM(TemplateLM):  # type: ignore[misc]
         """Continue each context until a stop string, the end token or the limit."""
         self._encode_all([request.args[0] for request in requests])
         prompts = [self._prompt(request) for request in requests]
-        return Generator(self.system, prompts).run()
+        return generate(self.system, prompts)
 
     def _prompt(self, request: Instance) -> Prompt:
         context, options = request.args
@@ -152,7 +169,9 @@ class SparseLM(TemplateLM):  # type: ignore[misc]
         eos = self.tokenizer.decode([self.eot_token_id], skip_special_tokens=False)
         until = handle_stop_sequences(options.pop("until", None), eos=eos)
         limit = int(options.pop("max_gen_toks"))
-        tokens = self.tok_encode(context)[-max(1, self.max_length - limit) :] or [self.prefix_token_id]
+        whole = self.tok_encode(context)
+        tokens = whole[-max(1, self.max_length - limit) :] or [self.prefix_token_id]
+        self.truncated += len(tokens) < len(whole)
         greedy = not options.get("do_sample", False) or not options.get("temperature", 0.0)
         sampling = Sampling(
             temperature=0.0 if greedy else float(options["temperature"]),
@@ -185,6 +204,7 @@ class SparseLM(TemplateLM):  # type: ignore[misc]
     def _scored(self, prompt: list[int], answer: list[int], context_tokens: int | None) -> Scored:
         # As lm-eval does: cut from the left to the model's length, the last token being predicted only.
         tokens = [*prompt, *answer][-(self.max_length + 1) :]
+        self.truncated += len(tokens) < len(prompt) + len(answer)
         kept = max(len(tokens) - len(answer), 0)
         cut = len(prompt) - kept
         context = None if context_tokens is None else max(context_tokens - cut, 0)

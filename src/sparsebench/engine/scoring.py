@@ -11,10 +11,12 @@ import torch
 
 from sparsebench.engine import trie
 from sparsebench.engine.forward import TreeRun
+from sparsebench.errors import InputError
 
 if TYPE_CHECKING:
     from sparsebench.systems.causal_lm import CausalLM
 
+NOT_FINITE = "the model's logits are no finite numbers"
 LOGIT_ROWS = 512
 """Rows of logits that are turned into float32 log-probabilities at a time."""
 
@@ -51,7 +53,14 @@ def score(system: CausalLM, requests: Sequence[Scored]) -> list[TokenScores]:
     """Score sequences, computing common beginnings once.
 
     The last token of a sequence is never fed, since nothing is predicted from it.
+
+    Raises:
+        InputError: The model's logits are no finite numbers.
     """
+    if not system.packed:
+        from sparsebench.engine import plain
+
+        return finite(plain.score(system, requests))
     results = [TokenScores(np.full(r.scored, np.nan), np.zeros(r.scored, dtype=bool)) for r in requests]
     # A sequence of one token has nothing before its scored token; the caller puts a prefix token there.
     sequences = [
@@ -61,16 +70,33 @@ def score(system: CausalLM, requests: Sequence[Scored]) -> list[TokenScores]:
     wanted, targets = _targets(nodes, requests)
     run = TreeRun(system, nodes, wanted)
 
-    def collect(node: int, offsets: np.ndarray, logits: torch.Tensor) -> None:
-        for first in range(0, len(offsets), LOGIT_ROWS):
+    def collect(places: list[tuple[int, int]], logits: torch.Tensor) -> None:
+        for first in range(0, len(places), LOGIT_ROWS):
             part = torch.log_softmax(logits[first : first + LOGIT_ROWS].float(), dim=-1)
-            best = part.argmax(dim=-1)
-            for row in range(part.shape[0]):
-                for request, place, token in targets[node][int(offsets[first + row])]:
-                    results[request].logprobs[place] = float(part[row, token])
-                    results[request].greedy[place] = int(best[row]) == token
+            asked = [
+                (row, *target)
+                for row, (node, offset) in enumerate(places[first : first + LOGIT_ROWS])
+                for target in targets[node][offset]
+            ]
+            rows, tokens = (torch.tensor(x, device=part.device) for x in zip(*((a[0], a[3]) for a in asked), strict=True))
+            values = part[rows, tokens].double().tolist()
+            greedy = (part.argmax(dim=-1)[rows] == tokens).tolist()
+            for (_, request, place, _), value, first_choice in zip(asked, values, greedy, strict=True):
+                results[request].logprobs[place] = value
+                results[request].greedy[place] = first_choice
 
     run.run(collect)
+    return finite(results)
+
+
+def finite(results: list[TokenScores]) -> list[TokenScores]:
+    """The results, if all are numbers.
+
+    Raises:
+        InputError: A log-probability is not finite.
+    """
+    if not all(np.isfinite(scores.logprobs).all() for scores in results):
+        raise InputError(NOT_FINITE)
     return results
 
 

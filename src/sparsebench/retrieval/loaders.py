@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+from sparsebench.data.hub import fetch_snapshot
 from sparsebench.errors import InputError, MissingError
 from sparsebench.retrieval.collection import Collection, FieldPolicy, GradePolicy
 
@@ -82,7 +83,7 @@ def load_hub(
     Args:
         repository: The data set with the configurations `corpus` and `queries`; a local folder of that form will do.
         split: Which judgements.
-        revision: Commit of the data set; the newest when not given. What it resolves to stands in the `source`.
+        revision: Commit of the data set; the newest when not given. The commit stands in the `source`.
         qrels_repository: The data set with the judgements; `<repository>-qrels` when not given and the owner is `BeIR`,
             otherwise the default configuration of `repository`.
         qrels_revision: Commit of `qrels_repository`.
@@ -95,29 +96,30 @@ def load_hub(
         MissingError: The data set, a configuration or the split is not to be had.
         InputError: As for `load_beir`, with the row in place of the line.
     """
-    if qrels_repository is None:
-        qrels_repository = f"{repository}-qrels" if repository.startswith("BeIR/") else repository
-    if qrels_repository == repository:
-        qrels_revision = qrels_revision or revision
-    pinned = _resolve(repository, revision)
-    qrels_pinned = pinned if qrels_repository == repository else _resolve(qrels_repository, qrels_revision)
-    queries = _by_id(_hub_rows(repository, "queries", "queries", pinned), lambda row: _text(row, "text", required=True))
+    folder, source = _snapshot(repository, revision)
+    judged_folder = folder
+    if qrels_repository is None and repository.startswith("BeIR/"):
+        qrels_repository = f"{repository}-qrels"
+    if qrels_repository is not None:
+        judged_folder, judged_source = _snapshot(qrels_repository, qrels_revision)
+        source = f"{source} {judged_source}"
+    queries = _by_id(_hub_rows(folder, "queries", "queries"), lambda row: _text(row, "text", required=True))
     corpus = _by_id(
-        _hub_rows(repository, "corpus", "corpus", pinned),
+        _hub_rows(folder, "corpus", "corpus"),
         lambda row: {"title": _text(row, "title"), "text": _text(row, "text", required=True)},
     )
-    rows = _hub_rows(qrels_repository, "default", split, qrels_pinned)
-    pairs = ((place, str(row["query-id"]), str(row["corpus-id"]), row["score"]) for place, row in rows)
+    rows = _hub_rows(judged_folder, "default", split)
+    judgements = ((place, str(row["query-id"]), str(row["corpus-id"]), row["score"]) for place, row in rows)
     return Collection.from_dicts(
         name or Path(repository).name,
         corpus,
         queries,
-        _grades(pairs, queries, grade_policy),
+        _grades(judgements, queries, grade_policy),
         split=split,
         field_policy=field_policy,
         grade_policy=grade_policy,
         drop_identical_ids=drop_identical_ids,
-        source=f"hf:{repository}@{pinned} {qrels_repository}@{qrels_pinned}",
+        source=source,
     )
 
 
@@ -217,26 +219,20 @@ def _grades(
     return qrels
 
 
-def _resolve(repository: str, revision: str | None) -> str:
-    """The commit that a revision of a hub data set stands for."""
+def _snapshot(repository: str, revision: str | None) -> tuple[Path, str]:
+    """The folder of a data set, and its reference with the commit."""
     if Path(repository).is_dir():
-        return "local"
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
-
-    try:
-        return str(HfApi().dataset_info(repository, revision=revision).sha)
-    except (HfHubHTTPError, OfflineModeIsEnabled, OSError) as error:
-        raise MissingError(f"data set {repository!r} is not to be had: {error}", "is the hub reachable?") from error
+        return Path(repository), f"folder:{Path(repository).name}"
+    folder = fetch_snapshot(repository, revision, kind="dataset")
+    return folder, f"hf:{repository}@{folder.name}"
 
 
-def _hub_rows(repository: str, config: str, split: str, revision: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def _hub_rows(folder: Path, config: str, split: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
     from datasets import load_dataset
 
-    pinned = None if revision == "local" else revision
     try:
-        table = load_dataset(repository, config, split=split, revision=pinned)
+        table = load_dataset(str(folder), config, split=split)
     except (ValueError, OSError) as error:
-        raise MissingError(f"data set {repository!r} has no {config!r}, split {split!r}: {error}") from error
+        raise MissingError(f"data set {folder} has no configuration {config!r}, split {split!r}: {error}") from error
     for number, row in enumerate(table):
-        yield f"{repository} {config} row {number}", row
+        yield f"{folder} {config} row {number}", row

@@ -16,8 +16,9 @@ from scipy import special
 
 Array = npt.NDArray[np.float64]
 
-_ZOOMS = 4
-_ZOOM_STEPS = 11
+# Halving the step slowly lets the search follow a narrow valley, as between the middle and the width of a tail.
+_ZOOMS = 12
+_ZOOM_STEPS = 13
 
 
 @dataclass(frozen=True)
@@ -39,10 +40,10 @@ class Family:
         return np.stack([axis.ravel() for axis in np.meshgrid(*self.axes, indexing="ij")], axis=1)
 
     def around(self, choice: int) -> Family:
-        """The same family on a finer grid, up to the neighbours of a grid point."""
-        places = np.unravel_index(choice, [len(axis) for axis in self.axes])
+        """The same family on a grid of half the step, from three steps before a grid point to three after."""
+        places = [int(place) for place in np.unravel_index(choice, tuple(len(axis) for axis in self.axes))]
         finer = (
-            np.linspace(axis[max(place - 1, 0)], axis[min(place + 1, len(axis) - 1)], _ZOOM_STEPS)
+            np.linspace(axis[max(place - 3, 0)], axis[min(place + 3, len(axis) - 1)], _ZOOM_STEPS)
             for axis, place in zip(self.axes, places, strict=True)
         )
         return Family(tuple(finer), self.columns)
@@ -111,7 +112,7 @@ def best_on_grid(x: Array, curves: Array, family: Family) -> npt.NDArray[np.intp
 
 
 def fit(x: Array, curve: Array, family: Family) -> Fit:
-    """The least-squares fit of one curve `[points]`: the best grid point, searched more finely around it in turn."""
+    """The least-squares fit of one curve `[points]`: the best grid point, then ever finer grids around the best yet."""
     choice = int(best_on_grid(x, curve[:, None], family)[0])
     for _ in range(_ZOOMS):
         family = family.around(choice)

@@ -36,6 +36,6 @@ def mcnemar(lost: int, gained: int) -> McNemar:
     if lost != gained:
         mid_p = p - float(discordant.pmf(min(lost, gained)))
     else:
-        # With a tie the whole distribution is as extreme as what was seen; with no discordant pair it is that one point.
+        # With a tie every outcome is as extreme as the one seen; with no discordant pair there is but that one.
         mid_p = 1 - 0.5 * float(discordant.pmf(lost)) if lost else 1.0
     return McNemar(p, mid_p, float(discordant.sf(lost - 1)), float(discordant.sf(gained - 1)))

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-
 from sparsebench.engine.flow import Flow
+from sparsebench.errors import InputError
 from sparsebench.systems.base import System
 from sparsebench.systems.counters import Counters
 
@@ -20,6 +20,12 @@ if TYPE_CHECKING:
     from sparsebench.cost import ModelShape
     from sparsebench.engine.attention import AttentionPolicy
     from sparsebench.engine.trie import Node
+
+
+BATCH_TOKENS = {"cpu": 2048, "cuda": 16384}
+"""Tokens of one forward pass, by type of device: enough to fill it, few enough for its memory."""
+MAX_LANES = {"cpu": 128, "cuda": 1024}
+"""Sequences generated at a time, by type of device."""
 
 
 @dataclass(frozen=True)
@@ -58,8 +64,8 @@ class CausalLM(System):
         ref: Where it comes from.
         fingerprint: Hash of its weights; computed when empty.
         base_precision: What the weights were before they became this dtype ("4-bit, dequantised"; "bfloat16").
-        batch_tokens: Tokens of one forward pass.
-        max_lanes: Most sequences generated at a time.
+        batch_tokens: Tokens of one forward pass; None: what suits the device.
+        max_lanes: Most sequences generated at a time; None: what suits the device.
     """
 
     kind = "causal-lm"
@@ -71,15 +77,17 @@ class CausalLM(System):
         ref: str = "memory:model",
         fingerprint: str = "",
         base_precision: str = "",
-        batch_tokens: int = 2048,
-        max_lanes: int = 64,
+        batch_tokens: int | None = None,
+        max_lanes: int | None = None,
     ) -> None:
         self.model = model.eval()
         self.tokenizer = tokenizer
         self.ref = ref
         self.fingerprint = fingerprint or hash_weights(model)
-        self.batch_tokens = batch_tokens
-        self.max_lanes = max_lanes
+        self.device: torch.device = next(model.parameters()).device
+        self.batch_default = batch_tokens or BATCH_TOKENS.get(self.device.type, BATCH_TOKENS["cpu"])
+        self.batch_tokens = self.batch_default
+        self.max_lanes = max_lanes or MAX_LANES.get(self.device.type, MAX_LANES["cpu"])
         self.flow: Flow | None = None
         self.policy: AttentionPolicy | None = None
         self.prefix_invariant = True
@@ -89,7 +97,6 @@ class CausalLM(System):
         """What callers keep with the system for as long as it is loaded: calibration statistics, prompts, plans."""
         parameter = next(model.parameters())
         self.dtype: torch.dtype = parameter.dtype
-        self.device: torch.device = parameter.device
         self.base_precision = base_precision or str(self.dtype).removeprefix("torch.")
 
     @property
@@ -101,8 +108,8 @@ class CausalLM(System):
     @cached_property
     def blocks(self) -> list[torch.nn.Module]:
         """The decoder blocks: the longest list of modules that hold linear layers."""
-        lists = [m for m in self.model.modules() if isinstance(m, torch.nn.ModuleList) and _holds_linear(m)]
-        return list(max(lists, key=len)) if lists else []
+        lists = [list(m) for m in self.model.modules() if isinstance(m, torch.nn.ModuleList) and _holds_linear(m)]
+        return max(lists, key=len, default=[])
 
     @cached_property
     def linears(self) -> list[LinearSite]:
@@ -117,10 +124,29 @@ class CausalLM(System):
 
     @cached_property
     def shape(self) -> ModelShape:
-        """Sizes that the cost model needs."""
+        """Sizes that the cost model needs.
+
+        Raises:
+            InputError: The architecture's cost is not modelled.
+        """
         from sparsebench.cost import ModelShape
 
-        return ModelShape.of(self)
+        try:
+            return ModelShape.of(self)
+        except AttributeError as error:
+            raise InputError(f"the cost of {type(self.model).__name__} is not modelled: {error}") from error
+
+    @cached_property
+    def obstacle(self) -> str:
+        """Why rows cannot be packed for this model, found out by trying; empty where they can."""
+        from sparsebench.engine.packing import obstacle
+
+        return obstacle(self)
+
+    @property
+    def packed(self) -> bool:
+        """Whether the engine packs rows; if not, it makes plain calls of the model, and attention is its own."""
+        return not self.obstacle
 
     def describe(self) -> dict[str, Any]:
         """Facts for the record."""
@@ -130,6 +156,7 @@ class CausalLM(System):
             "dtype": str(self.dtype).removeprefix("torch."),
             "base_precision": self.base_precision,
             "device": str(self.device),
+            "engine": f"plain calls: {self.obstacle}" if self.obstacle else "packed rows",
             "parameters": sum(p.numel() for p in self.model.parameters()),
         }
 
@@ -161,7 +188,16 @@ class CausalLM(System):
             decode: It acts in decode, so the question and the last prompt token run as decode.
             prefix_invariant: Whether prefixes may be shared while it is attached.
             policy: What attends in the place of dense attention.
+
+        Raises:
+            InputError: A policy was given, and the model does not attend through the engine.
         """
+        packed = self.packed  # tried before anything is attached
+        if policy is not None and not packed:
+            raise InputError(
+                f"{type(self.model).__name__} cannot have its attention replaced: {self.obstacle}",
+                "sparse attention needs a model whose blocks attend through transformers' AttentionInterface",
+            )
         before = (self.decode_from_context_end, self.prefix_invariant, self.policy)
         self.decode_from_context_end |= decode
         self.prefix_invariant &= prefix_invariant

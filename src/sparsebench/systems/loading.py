@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
+import math
+import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +17,7 @@ from sparsebench.data.cache import cache_folder, publish, staging
 from sparsebench.data.digests import sha256_file, sha256_path
 from sparsebench.data.references import HubReference, PypiReference, parse
 from sparsebench.data.sources import locate
-from sparsebench.errors import InputError, MissingError
+from sparsebench.errors import InputError, IntegrityError, MissingError
 
 if TYPE_CHECKING:
     import torch
@@ -26,6 +29,8 @@ CONVERSION = 1
 
 CAUSAL = ("ForCausalLM", "LMHeadModel")
 WEIGHTS = (".safetensors", ".bin", ".gguf", ".pt", ".pth")
+TOKENS = re.compile(r"(config|generation_config|added_tokens|special_tokens_map|tokenizer.*|vocab|merges)\.\w+$|.*\.model$")
+"""Further files of a folder that change what a model answers."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +64,9 @@ def model_files(ref: str) -> ModelFiles:
         fingerprint = _cached_digest(path)
         return ModelFiles(str(reference), _converted(path, fingerprint), fingerprint, gguf_precision(path))
     if path.is_file():
-        raise InputError(f"{ref}: {path.name} is no model", "give a folder in the form of transformers, or a .gguf file")
+        raise InputError(
+            f"{ref}: {path.name} is no model", "give a folder in the form of transformers, or a .gguf file"
+        )
     if isinstance(reference, HubReference):
         return ModelFiles(located.source, path, located.source)
     if isinstance(reference, PypiReference):
@@ -67,7 +74,7 @@ def model_files(ref: str) -> ModelFiles:
     return ModelFiles(str(reference), path, _folder_fingerprint(path))
 
 
-def load_causal_lm(ref: str, dtype: str = "auto", device: str = "cpu", batch_tokens: int = 2048) -> CausalLM:
+def load_causal_lm(ref: str, dtype: str = "auto", device: str = "cpu", batch_tokens: int | None = None) -> CausalLM:
     """A causal LM under test.
 
     Args:
@@ -84,21 +91,23 @@ def load_causal_lm(ref: str, dtype: str = "auto", device: str = "cpu", batch_tok
 
     files = model_files(ref)
     chosen = resolve_dtype(dtype, device)
-    model, tokenizer = _load(files, chosen)
-    if getattr(tokenizer, "eos_token_id", None) is None:
-        raise InputError(f"{ref}: its tokenizer has no end-of-text token")
+    check_causal(files)
     return CausalLM(
-        model.to(device),
-        tokenizer,
+        _load_model(files, chosen).to(device),
+        load_tokenizer(ref),
         files.ref,
         files.fingerprint,
-        files.base_precision or str(chosen).removeprefix("torch."),
+        files.base_precision or _stored_precision(files.folder) or str(chosen).removeprefix("torch."),
         batch_tokens,
     )
 
 
 def load_tokenizer(ref: str) -> Any:
-    """The tokenizer alone."""
+    """The tokenizer alone.
+
+    Raises:
+        InputError: There is none, or it has no end-of-text token.
+    """
     files = model_files(ref)
     llama2c = _llama2c(files.folder)
     if llama2c is not None:
@@ -107,8 +116,14 @@ def load_tokenizer(ref: str) -> Any:
         return reader.load_tokenizer(llama2c[1])
     from transformers import AutoTokenizer
 
-    with quiet():
-        return AutoTokenizer.from_pretrained(files.folder)
+    try:
+        with quiet():
+            tokenizer = AutoTokenizer.from_pretrained(files.folder)
+    except Exception as error:  # transformers raises whatever its tokenizers meet
+        raise InputError(f"{ref}: its tokenizer does not load: {_first_line(error)}") from error
+    if tokenizer.eos_token_id is None:
+        raise InputError(f"{ref}: its tokenizer has no end-of-text token")
+    return tokenizer
 
 
 def resolve_dtype(name: str, device: str = "cpu") -> torch.dtype:
@@ -145,22 +160,58 @@ def gguf_precision(path: Path) -> str:
     return commonest if commonest in ("16-bit", "32-bit") else f"{commonest}, dequantised"
 
 
-def _load(files: ModelFiles, dtype: torch.dtype) -> tuple[Any, Any]:
+def _load_model(files: ModelFiles, dtype: torch.dtype) -> Any:
     llama2c = _llama2c(files.folder)
     if llama2c is not None:
         from sparsebench.systems import llama2c as reader
 
-        return reader.load(files.folder, dtype)
-    _check_causal(files)
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+        return reader.load_model(llama2c[0], dtype)
+    from transformers import AutoModelForCausalLM
 
     try:
         with quiet():
-            model = AutoModelForCausalLM.from_pretrained(files.folder, dtype=dtype)
-            return model, AutoTokenizer.from_pretrained(files.folder)
-    except (ValueError, OSError, RuntimeError, KeyError) as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise InputError(f"{files.ref} does not load as a causal language model: {first}") from error
+            model, found = AutoModelForCausalLM.from_pretrained(files.folder, dtype=dtype, output_loading_info=True)
+    except MemoryError:
+        raise
+    except Exception as error:  # transformers raises whatever a damaged or a foreign checkpoint makes it meet
+        message = f"{files.ref} does not load as a causal language model: {_first_line(error)}"
+        raise InputError(message) from error
+    wrong = sorted(str(name) for kind in ("missing_keys", "mismatched_keys") for name in found.get(kind, ()))
+    if wrong:
+        shown = ", ".join(wrong[:3]) + (", ..." if len(wrong) > 3 else "")
+        raise InputError(f"{files.ref}: {len(wrong)} weights are not in the checkpoint, or of another shape: {shown}")
+    return model
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+def count_parameters(folder: Path) -> int:
+    """Parameters of a model from the headers of its files; for other files than safetensors from their size."""
+    from safetensors import SafetensorError, safe_open
+
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        return sum(path.stat().st_size for path in folder.glob("*.bin")) // 4
+    count = 0
+    for path in files:
+        try:
+            with safe_open(path, framework="np") as tensors:
+                count += sum(math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())
+        except (SafetensorError, OSError) as error:
+            raise IntegrityError(f"{path} is cut short or damaged: {error}", "get the file again") from error
+    return count
+
+
+def _stored_precision(folder: Path) -> str:
+    """The dtype that a configuration says its weights are stored in."""
+    config = folder / "config.json"
+    if not config.exists():
+        return "float32" if _llama2c(folder) is not None else ""
+    data = json.loads(config.read_text(encoding="utf-8"))
+    return str(data.get("dtype") or data.get("torch_dtype") or "")
 
 
 def _llama2c(folder: Path) -> tuple[Path, Path] | None:
@@ -171,7 +222,15 @@ def _llama2c(folder: Path) -> tuple[Path, Path] | None:
     return llama2c.find(folder)
 
 
-def _check_causal(files: ModelFiles) -> None:
+def check_causal(files: ModelFiles) -> None:
+    """Whether the files are those of a causal language model, as far as their configuration says.
+
+    Raises:
+        MissingError: There is no configuration.
+        InputError: It is another kind of model, or no JSON.
+    """
+    if _llama2c(files.folder) is not None:
+        return
     config = files.folder / "config.json"
     if not config.exists():
         raise MissingError(
@@ -197,7 +256,7 @@ def _converted(path: Path, fingerprint: str) -> Path:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    with staging(target.parent) as aside, quiet():
+    with staging(target.parent) as aside, quiet(), redirect_stderr(io.StringIO()):
         try:
             options = {"gguf_file": path.name}
             loaded = AutoModelForCausalLM.from_pretrained(path.parent, dtype=torch.float32, **options)
@@ -228,16 +287,17 @@ def _cached_digest(path: Path) -> str:
         from sparsebench.store import write_json
 
         known = {**(known if isinstance(known, dict) else {}), key: sha256_file(path)}
-        note.parent.mkdir(parents=True, exist_ok=True)
-        write_json(note, known)
+        with suppress(OSError):  # a cache that cannot be written costs time only
+            note.parent.mkdir(parents=True, exist_ok=True)
+            write_json(note, known)
     return str(known[key])
 
 
 def _folder_fingerprint(folder: Path) -> str:
     from sparsebench.identity import digest
 
-    files = sorted(p for p in folder.iterdir() if p.is_file() and (p.suffix in WEIGHTS or p.name == "config.json"))
-    if not files:
+    files = sorted(p for p in folder.iterdir() if p.is_file() and (p.suffix in WEIGHTS or TOKENS.match(p.name)))
+    if not any(p.suffix in WEIGHTS for p in files):
         raise MissingError(f"{folder} holds no model weights", f"it should have files ending in {', '.join(WEIGHTS)}")
     return digest([[p.name, _cached_digest(p)] for p in files])
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from sparsebench.data.sources import Resolved, resolve
-from sparsebench.errors import InputError, UnknownNameError
+from sparsebench.errors import InputError, SparseBenchError, UnknownNameError
 from sparsebench.identity import seed_of
 
 Row = dict[str, Any]
@@ -53,13 +53,17 @@ def build_rows(name: str, data: Sequence[dict[str, Any]], options: dict[str, Any
     resolved = resolve(data) if data else None
     try:
         rows = BUILDERS[name](resolved, tokenizer, **options)
+    except SparseBenchError:
+        raise
     except TypeError as error:
         raise InputError(f"builder {name or 'rows'!r}: {error}") from error
     except (KeyError, IndexError, ValueError) as error:
         source = resolved.source if resolved else "generated data"
         raise InputError(f"builder {name or 'rows'!r}: {source} has another form: {error!r}") from error
     if resolved is None:
-        return BuiltRows(rows, f"generated:{name}", hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest())
+        return BuiltRows(
+            rows, f"generated:{name}", hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()
+        )
     return BuiltRows(rows, resolved.source, resolved.sha256)
 
 
@@ -108,7 +112,7 @@ def wikidata_questions(resolved: Resolved | None, tokenizer: Any, shots: int = 5
     template's commonest answer, counted on the other half of the items only. Targets are strings or lists of strings.
     The examples in front are the same for all questions and are not asked.
     """
-    items = []
+    items: list[Row] = []
     for number, example in enumerate(_needed(resolved).rows(key="examples")):
         target = example["target"]
         answers = [str(a) for a in target] if isinstance(target, list) else [str(target)]
@@ -123,7 +127,9 @@ def wikidata_questions(resolved: Resolved | None, tokenizer: Any, shots: int = 5
     for item, template in zip(items, templates, strict=True):
         if item["id"] not in asked:
             usual = commonest[not held_out(item["id"])].get(template)
-            rows.append({**item, "template": template, "prompt": lead + item["question"], "prior": usual in item["aliases"]})
+            rows.append(
+                {**item, "template": template, "prompt": lead + item["question"], "prior": usual in item["aliases"]}
+            )
     return rows
 
 

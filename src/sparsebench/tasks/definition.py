@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from sparsebench.errors import InputError
+from sparsebench.errors import FieldError
 from sparsebench.identity import digest
 from sparsebench.metrics import Metric
 
@@ -23,6 +23,27 @@ class Prompt(BaseModel):
     cluster: str = ""
     """Unit of resampling; `` when samples are independent."""
     id: str = ""
+
+
+class Generation(BaseModel):
+    """How answers are generated; the names are lm-eval's."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    until: list[str] = ["\n"]
+    """The answer ends before the first of these strings."""
+    max_gen_toks: int = Field(default=64, ge=1)
+    ignore_eos: bool = False
+    """Go on to `max_gen_toks`, so that every answer has the same number of decode queries."""
+    temperature: float = Field(default=0.0, ge=0)
+    """0: greedy."""
+    top_k: int = Field(default=0, ge=0)
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    seed: int = 0
+
+    def options(self) -> dict[str, Any]:
+        """As lm-eval's `generate_until` takes them."""
+        return {**self.model_dump(), "do_sample": self.temperature > 0}
 
 
 class TaskDefinition(BaseModel):
@@ -43,8 +64,7 @@ class TaskDefinition(BaseModel):
     options: dict[str, Any] = Field(default_factory=dict)
     """Arguments of `build`."""
     template: Prompt = Prompt()
-    generation: dict[str, Any] = Field(default_factory=dict)
-    """`until`, `max_gen_toks`, `ignore_eos`."""
+    generation: Generation = Generation()
     scorer: str = ""
     metrics: list[Metric] = Field(min_length=1)
     window: int = Field(default=1024, ge=2)
@@ -61,11 +81,16 @@ class TaskDefinition(BaseModel):
     @model_validator(mode="after")
     def _complete(self) -> TaskDefinition:
         if self.type in ("generate", "choice") and not self.scorer:
-            raise InputError(f"task {self.task}: a {self.type} task names its scorer")
+            raise FieldError(f"a {self.type} task names its scorer")
         if self.score_from >= self.window:
-            raise InputError(f"task {self.task}: score_from {self.score_from} leaves nothing of a window of {self.window}")
+            raise FieldError(
+                f"score_from {self.score_from} leaves nothing of a window of {self.window}"
+            )
+        names = [metric.name for metric in self.metrics]
+        if len(set(names)) < len(names):
+            raise FieldError("two metrics have one name")
         if not any(metric.headline for metric in self.metrics):
-            raise InputError(f"task {self.task}: no metric is the headline", "set headline: true on one")
+            raise FieldError("no metric is the headline", "set headline: true on one")
         return self
 
     @property

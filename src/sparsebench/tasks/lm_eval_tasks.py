@@ -18,9 +18,14 @@ from sparsebench.identity import digest
 from sparsebench.metrics import Metric
 from sparsebench.records import DataFact, TaskSpec
 from sparsebench.tasks.base import BoundTask, Task, TaskResult, Workload
+from sparsebench.yaml_source import read_yaml
 
 RATIOS = {"word_perplexity": True, "byte_perplexity": True, "bits_per_byte": False}
 """lm-eval's metrics over (log-likelihood, count) pairs, and whether they are exponentials."""
+ELSEWHERE = frozenset({"metadata", "dataset_kwargs"})
+"""Parts of a task's configuration that name places on a machine; version and requests have hashes of their own."""
+FEWSHOT_SEED = 1234
+"""lm-eval's own default."""
 
 
 class LmEvalTask(Task):
@@ -44,57 +49,90 @@ class LmEvalTask(Task):
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def _working(local: bool) -> Iterator[None]:
+    """Within the context lm-eval is quiet, and the templates of a local task are rendered in a sandbox."""
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+    from lm_eval import utils
+
     logger = logging.getLogger("lm_eval")
-    level = logger.level
+    level, own = logger.level, utils.env
     logger.setLevel(logging.ERROR)
+    if local:
+        utils.env = ImmutableSandboxedEnvironment(undefined=own.undefined, keep_trailing_newline=True)
+        utils.env.filters.update(own.filters)
     try:
         yield
     finally:
+        utils.env = own
         logger.setLevel(level)
 
 
 @cache
+def _manager() -> Any:
+    from lm_eval.tasks import TaskManager
+
+    return TaskManager()
+
+
+def _is_local(name: str) -> bool:
+    return name.endswith((".yaml", ".yml"))
+
+
 def _load(name: str) -> Any:
-    from lm_eval.tasks import TaskManager, get_task_dict
+    """A fresh task object: lm-eval keeps requests and responses in it."""
+    from lm_eval.api.task import ConfigurableTask
+    from lm_eval.tasks import get_task_dict
 
-    local = name.endswith((".yaml", ".yml"))
-    with _quiet():
-        if local:
-            path = Path(name)
-            if not path.exists():
-                raise MissingError(f"no lm-eval task file {name}")
-            _refuse_code(path)
-            manager = TaskManager(include_path=str(path.parent), include_defaults=False)
-            name = _task_name(path)
-        else:
-            manager = TaskManager()
-        if name not in manager.all_tasks:
-            raise UnknownNameError("lm-eval task", name, manager.all_tasks)
+    with _working(_is_local(name)):
+        if _is_local(name):
+            config = local_config(Path(name))
+        elif name not in _manager().all_tasks:
+            raise UnknownNameError("lm-eval task", name, _manager().all_tasks)
         try:
-            found = get_task_dict([name], manager)
-        except (ConnectionError, OSError, ValueError) as error:
-            first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise MissingError(f"lm-eval task {name}: its data is not to be had: {first}",
-                               "it comes from the hub; run where the hub can be reached") from error  # fmt: skip
-    if len(found) != 1 or not hasattr(next(iter(found.values())), "build_all_requests"):
+            found = {name: ConfigurableTask(config=config)} if _is_local(name) else get_task_dict([name], _manager())
+        except OSError as error:
+            raise MissingError(
+                f"lm-eval task {name}: its data is not to be had: {_first_line(error)}",
+                "data of lm-eval's own tasks comes from the hub; run where the hub can be reached",
+            ) from error
+        except Exception as error:  # whatever a wrong configuration or damaged data makes lm-eval raise
+            raise InputError(f"lm-eval task {name} does not load: {_first_line(error)}") from error
+    (task,) = found.values() if len(found) == 1 else (None,)
+    if not hasattr(task, "build_all_requests"):
         raise InputError(f"lm-eval:{name} is a group of tasks", "name its tasks one by one")
-    return next(iter(found.values()))
+    return task
 
 
-def _refuse_code(path: Path) -> None:
-    if "!function" in path.read_text(encoding="utf-8"):
-        raise InputError(f"{path}: !function would run code of that file's folder", "write the task without it")
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
 
 
-def _task_name(path: Path) -> str:
-    from sparsebench.yaml_source import read_yaml
+def local_config(path: Path, including: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """The configuration of a local task file with what it includes; it is plain data, so no code is run.
 
+    Raises:
+        InputError: It cannot be read, has a tag such as `!function`, or is no single task.
+    """
     source = read_yaml(path)
-    name = source.data.get("task") if isinstance(source.data, dict) else None
-    if not isinstance(name, str):
+    if not isinstance(source.data, dict):
+        raise source.error((), "an lm-eval task is a mapping of keys")
+    if "class" in source.data:
+        raise source.error(("class",), "a class would run code", "write the task without it")
+    here = path.resolve()
+    if here in including:
+        raise source.error(("include",), "the file includes itself")
+    own = {key: value for key, value in source.data.items() if key != "include"}
+    included: dict[str, Any] = {}
+    named = source.data.get("include", [])
+    for name in named if isinstance(named, list) else [named]:
+        if not isinstance(name, str):
+            raise source.error(("include",), "a file's name, or a list of them")
+        included |= local_config(path.parent / name, (*including, here))
+    config = {**included, **own}
+    if not including and not isinstance(config.get("task"), str):
         raise source.error((), "an lm-eval task file needs `task:`, a name")
-    return name
+    return config
 
 
 class BoundLmEvalTask(BoundTask):
@@ -106,38 +144,43 @@ class BoundLmEvalTask(BoundTask):
     def __init__(self, identifier: str, task: Any, limit: int | None) -> None:
         self.task = task
         self.title = str(task.config.task)
-        with _quiet():
-            task.build_all_requests(limit=limit, rank=0, world_size=1)
+        self.local = _is_local(identifier)
+        try:
+            with _working(self.local):
+                task.set_fewshot_seed(FEWSHOT_SEED)
+                task.build_all_requests(limit=limit, rank=0, world_size=1)
+        except Exception as error:  # whatever templates raise, and lm-eval without a document
+            raise InputError(f"{identifier}: its requests cannot be built: {_first_line(error)}") from error
         self.instances = list(task.instances)
-        if not self.instances:
-            raise InputError(f"{identifier} has no documents")
         self._aggregations = {str(n): f for n, f in task.aggregation().items()}
         better = task.higher_is_better()
         self.metrics = [_metric(name, bool(better.get(name, True)), i == 0) for i, name in enumerate(self._columns())]
+        if not self.metrics:
+            raise InputError(f"{identifier} has no metric that is a mean over documents", f"it has {', '.join(self._aggregations)}")
         documents = {i.doc_id: i.doc for i in self.instances}
         requests = [[i.request_type, *_plain(i.args)] for i in self.instances]
         hashed = content_hash([json.dumps(r, ensure_ascii=False) for r in requests])
-        config = {k: v for k, v in task.config.to_dict().items() if isinstance(v, str | int | float | list | dict)}
-        defined = digest(json.loads(json.dumps(config, default=str, sort_keys=True)))[:16]
+        config = {k: v for k, v in task.config.to_dict().items() if k not in ELSEWHERE}
+        defined = digest(json.loads(json.dumps(config, default=_name_of, sort_keys=True)))[:16]
         self.data = [DataFact(name=identifier, source=f"lm-eval:{task.DATASET_PATH or ''}", sha256=hashed)]
         version = task.VERSION if isinstance(task.VERSION, int | float) else 0
         self.spec = TaskSpec(id=identifier, version=int(version), definition=defined, data=hashed, limit=limit)
         characters = sum(len(str(i.args[0])) for i in self.instances)
-        generated = sum(int(i.args[1].get("max_gen_toks", 256)) for i in self.instances if i.request_type == "generate_until")
-        self.workload = Workload(len(documents), characters // 4, generated, len(self.instances), characters // 4 // len(self.instances))  # fmt: skip
+        generated = sum(
+            int(i.args[1].get("max_gen_toks", 256)) for i in self.instances if i.request_type == "generate_until"
+        )
+        self.workload = Workload(
+            len(documents), characters // 4, generated, len(self.instances), characters // 4 // len(self.instances)
+        )
 
     def _columns(self) -> list[str]:
         return [name for name in self._aggregations if name in RATIOS or _is_mean(self._aggregations[name])]
 
     def evaluate(self, system: Any) -> TaskResult:
         """Answer every request, then let the task score each document."""
-        import pandas as pd
-
         from sparsebench.engine.lm import SparseLM
 
-        lm = system.memory.get("lm") or SparseLM(system)
-        system.memory["lm"] = lm
-        lm.context_field = None
+        lm = SparseLM.of(system)
         by_type: dict[str, list[Any]] = defaultdict(list)
         for instance in self.instances:
             instance.resps, instance.filtered_resps = [], {}
@@ -145,13 +188,21 @@ class BoundLmEvalTask(BoundTask):
         for kind, requests in by_type.items():
             for instance, response in zip(requests, getattr(lm, kind)(requests), strict=True):
                 instance.resps.append(response)
+        with _working(self.local):
+            return self._scored(lm.truncated)
+
+    def _scored(self, truncated: int) -> TaskResult:
+        """The task's own scores of the responses that its requests hold."""
+        import pandas as pd
+
         self.task.apply_filters()
         by_document: dict[int, list[Any]] = defaultdict(list)
         for instance in self.instances:
             by_document[int(instance.doc_id or 0)].append(instance)
         filters = list(self.instances[0].filtered_resps)
         rows = [self._row(number, instances, filters[0]) for number, instances in sorted(by_document.items())]
-        return TaskResult(pd.DataFrame(rows), {"filter": filters[0]})
+        facts = {"filter": filters[0], "fewshot_seed": FEWSHOT_SEED}
+        return TaskResult(pd.DataFrame(rows), facts | ({"truncated": truncated} if truncated else {}))
 
     def _row(self, number: int, instances: list[Any], key: str) -> dict[str, Any]:
         instances = sorted(instances, key=lambda i: int(i.idx))
@@ -164,7 +215,7 @@ class BoundLmEvalTask(BoundTask):
                 scale = math.log(2) if metric.name == "bits_per_byte" else 1.0
                 row[metric.column], row[metric.weight] = -float(value[0]) / scale, float(value[1])
             else:
-                row[metric.column] = float(value) if isinstance(value, int | float | bool) else math.nan
+                row[metric.column] = _number(value)
         row["response"] = json.dumps(_plain(responses), ensure_ascii=False)
         row["target"] = str(self.task.doc_to_target(instances[0].doc))
         return row
@@ -184,6 +235,18 @@ def _metric(name: str, higher: bool, headline: bool) -> Metric:
         higher_is_better=higher,
         headline=headline,
     )
+
+
+def _name_of(value: Any) -> str:
+    """A function's or a class's name: its `str` may hold an address."""
+    return getattr(value, "__qualname__", type(value).__qualname__)
+
+
+def _number(value: Any) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return math.nan
 
 
 def _plain(value: Any) -> Any:

@@ -1,8 +1,9 @@
 """Perplexity over windows of a text, with its protocol stated.
 
-The documents are joined by blank lines and cut into windows of `window` tokens that do not overlap (stride = window). In
-each window the tokens from position `score_from` on are scored, each from all tokens before it in the window; no token is
-put in front. Perplexity is exp(sum of negative log-likelihoods / number of scored tokens), natural log, token-exact.
+The documents are joined by blank lines and cut into windows of `window` tokens that do not overlap (stride = window).
+In each window the tokens from position `score_from` on are scored, each from all tokens before it in the window; no
+token is put in front. Perplexity is exp(sum of negative log-likelihoods / number of scored tokens), natural log,
+token-exact.
 """
 
 from __future__ import annotations
@@ -45,7 +46,9 @@ class BoundPerplexityTask(BoundTask):
         tokens = np.asarray(tokenizer.encode(text, add_special_tokens=False), dtype=np.int64)
         count = len(tokens) // definition.window
         if count == 0:
-            raise InputError(f"task {definition.task}: {len(tokens)} tokens of text make no window of {definition.window}")
+            raise InputError(
+                f"task {definition.task}: {len(tokens)} tokens of text make no window of {definition.window}"
+            )
         cut = tokens[: count * definition.window].reshape(count, definition.window)
         wanted = min(x for x in (definition.windows, limit, count) if x is not None)
         self.windows = even_choice([(i, cut[i]) for i in range(count)], wanted)
@@ -55,8 +58,15 @@ class BoundPerplexityTask(BoundTask):
         self.title = definition.title
         self.protocol = "window"
         hashed = content_hash([{"tokens": window.tolist()} for _, window in self.windows])
-        self.data = [DataFact(name=definition.task, source=built.source, sha256=built.sha256, license=definition.license,
-                              publish_text=definition.publish_text)]  # fmt: skip
+        self.data = [
+            DataFact(
+                name=definition.task,
+                source=built.source,
+                sha256=built.sha256,
+                license=definition.license,
+                publish_text=definition.publish_text,
+            )
+        ]
         self.spec = TaskSpec(
             id=definition.task,
             version=definition.version,
@@ -72,12 +82,15 @@ class BoundPerplexityTask(BoundTask):
         """Score every window."""
         import pandas as pd
 
+        from sparsebench.engine.lm import positions_of
         from sparsebench.engine.scoring import Scored, score
 
         first = self.definition.score_from
         window = self.definition.window
         by_query = self.definition.decode and system.decode_from_context_end
-        requests = [Scored(tokens.tolist(), window - first, first - 1 if by_query else window) for _, tokens in self.windows]
+        requests = [
+            Scored(tokens.tolist(), window - first, first - 1 if by_query else window) for _, tokens in self.windows
+        ]
         scores = score(system, requests)
         frame = pd.DataFrame(
             {
@@ -96,4 +109,7 @@ class BoundPerplexityTask(BoundTask):
             "score_from": first,
             "tokens_scored": int(frame["nll.weight"].sum()),
         }
+        known = positions_of(system)
+        if known is not None and window - 1 > known:
+            facts["beyond_positions"] = known
         return TaskResult(frame, facts)

@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from itertools import pairwise
+from typing import Any
 
 from sparsebench.data.digests import content_hash
-from sparsebench.errors import InputError
+from sparsebench.errors import InputError, UnknownNameError
 from sparsebench.records import DataFact, TaskSpec
 from sparsebench.tasks.base import BoundTask, Task, TaskResult, Workload
 from sparsebench.tasks.builders import build_rows
 from sparsebench.tasks.definition import TaskDefinition
-from sparsebench.tasks.scorers import choice_scorer, text_scorer
-
-if TYPE_CHECKING:
-    from sparsebench.systems.causal_lm import CausalLM
-
-DEFAULT_LIMIT = 64
+from sparsebench.tasks.scorers import CHOICE, TEXT, choice_scorer, columns_of, text_scorer
 
 
 def even_choice(rows: list[Any], limit: int | None) -> list[Any]:
@@ -33,25 +29,36 @@ def rendered(definition: TaskDefinition, rows: Sequence[dict[str, Any]]) -> list
     Raises:
         InputError: A template is malformed, names a field that a row has not, or tries what the sandbox forbids.
     """
-    from jinja2 import StrictUndefined, TemplateError
+    from jinja2 import StrictUndefined
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     environment = ImmutableSandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=True, autoescape=False)
     template = definition.template
     finished = []
     try:
-        compiled = {n: environment.from_string(getattr(template, n)) for n in ("prompt", "context", "target", "cluster", "id")}
+        compiled = {
+            n: environment.from_string(getattr(template, n)) for n in ("prompt", "context", "target", "cluster", "id")
+        }
         for number, row in enumerate(rows):
-            values = {name: each.render(**row) for name, each in compiled.items()}
+            values = {name: each.render(row) for name, each in compiled.items()}
             sample = values.pop("id") or str(row.get("id", number))
             finished.append({**row, **values, "sample": sample, "cluster": values["cluster"] or sample})
-    except (TemplateError, TypeError) as error:
+    except Exception as error:  # whatever the expressions of a template raise
         raise InputError(f"task {definition.task}: template: {error}") from None
     names = [row["sample"] for row in finished]
     if len(set(names)) != len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise InputError(f"task {definition.task}: the sample id {twice!r} stands twice")
     return finished
+
+
+def _distinct_characters(prompts: list[str]) -> int:
+    """Characters of all prompts, common beginnings counted once."""
+    ordered = sorted(prompts)
+    shared = sum(
+        next((i for i, (a, b) in enumerate(zip(x, y, strict=False)) if a != b), len(x)) for x, y in pairwise(ordered)
+    )
+    return sum(map(len, ordered)) - shared
 
 
 class PromptTask(Task):
@@ -81,12 +88,20 @@ class BoundPromptTask(BoundTask):
         self.definition = definition
         self.rows = even_choice(rows, limit)
         self.metrics = list(definition.metrics)
+        self._check_rows()
         self.family = definition.family
         self.title = definition.title
         self.protocol = "context" if definition.template.context else "prompt"
         hashed = content_hash([_evaluated(row) for row in self.rows])
-        self.data = [DataFact(name=definition.task, source=built.source, sha256=built.sha256, license=definition.license,
-                              publish_text=definition.publish_text)]  # fmt: skip
+        self.data = [
+            DataFact(
+                name=definition.task,
+                source=built.source,
+                sha256=built.sha256,
+                license=definition.license,
+                publish_text=definition.publish_text,
+            )
+        ]
         self.spec = TaskSpec(
             id=definition.task,
             version=definition.version,
@@ -94,26 +109,48 @@ class BoundPromptTask(BoundTask):
             data=hashed,
             limit=limit,
         )
-        characters = sum(len(row["prompt"]) for row in self.rows)
-        limit_tokens = int(definition.generation.get("max_gen_toks", DEFAULT_LIMIT))
-        generated = limit_tokens * len(self.rows) if definition.type == "generate" else 0
+        characters = _distinct_characters([str(row["prompt"]) for row in self.rows])
+        generated = definition.generation.max_gen_toks * len(self.rows) if definition.type == "generate" else 0
         self.workload = Workload(
             len(self.rows), characters // 4, generated, len(self.rows), characters // 4 // max(1, len(self.rows))
         )
+
+    def _check_rows(self) -> None:
+        """Whether the scorer reads every row and gives the columns of every metric."""
+        definition = self.definition
+        if (definition.scorer in CHOICE) is not (definition.type == "choice"):
+            raise UnknownNameError(
+                f"scorer of a {definition.type} task",
+                definition.scorer,
+                TEXT if definition.type == "generate" else CHOICE,
+            )
+        for row in self.rows:
+            try:
+                columns = columns_of(definition.scorer, row)
+            except InputError as error:
+                raise InputError(
+                    f"task {definition.task}: sample {row['sample']!r}: {error.message}", error.hint
+                ) from None
+        for metric in self.metrics:
+            if metric.column not in columns:
+                raise UnknownNameError(
+                    f"column of scorer {definition.scorer!r} in task {definition.task}", metric.column, columns
+                )
 
     def evaluate(self, system: Any) -> TaskResult:
         """Generate or score, then apply the scorer to each row."""
         from sparsebench.engine.lm import SparseLM
 
-        lm = system.memory.setdefault("lm", None) or SparseLM(system)
-        system.memory["lm"] = lm
-        lm.context_field = "context" if self.definition.template.context else None
-        return self._generate(lm) if self.definition.type == "generate" else self._choose(lm)
+        lm = SparseLM.of(system, "context" if self.definition.template.context else None)
+        result = self._generate(lm) if self.definition.type == "generate" else self._choose(lm)
+        if lm.truncated:
+            result.facts["truncated"] = lm.truncated
+        return result
 
     def _generate(self, lm: Any) -> TaskResult:
         from lm_eval.api.instance import Instance
 
-        options = {"max_gen_toks": DEFAULT_LIMIT, "until": ["\n"], **self.definition.generation}
+        options = self.definition.generation.options()
         requests = [
             Instance("generate_until", row, (row["prompt"], dict(options)), number, ("", number, 1))
             for number, row in enumerate(self.rows)

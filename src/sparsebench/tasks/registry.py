@@ -61,7 +61,7 @@ def get(name: str) -> Task:
                 loaded = point.load()()
             except Exception as error:
                 raise InputError(f"task plugin {name!r} ({point.value}) does not load: {error}") from error
-            return _task(loaded) if isinstance(loaded, TaskDefinition) else loaded  # type: ignore[no-any-return]
+            return _task(loaded) if isinstance(loaded, TaskDefinition) else loaded
     raise UnknownNameError("task", name, names())
 
 

@@ -95,7 +95,9 @@ class BoundRetrievalTask(BoundTask):
 
 def _collection(definition: TaskDefinition, resolved: Resolved) -> Collection:
     options = dict(definition.options)
-    policies = {k: options.pop(k) for k in ("field_policy", "grade_policy", "drop_identical_ids") if k in options}
+    policies: dict[str, Any] = {
+        k: options.pop(k) for k in ("field_policy", "grade_policy", "drop_identical_ids") if k in options
+    }
     split = str(options.pop("qrels", "test"))
     if options:
         raise InputError(f"task {definition.task}: no option {', '.join(options)}", "qrels, field_policy, grade_policy")

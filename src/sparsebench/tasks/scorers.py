@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from sparsebench.data.answers import first_answer, is_right, normalise
-from sparsebench.errors import UnknownNameError
+from sparsebench.errors import InputError, UnknownNameError
 
 NAN = math.nan
 Row = Mapping[str, Any]
@@ -24,7 +24,7 @@ def short_answer(row: Row, response: str) -> dict[str, float]:
         row: Has `aliases` (or `target`), and `prior` where it is known.
         response: The generated text.
     """
-    correct = float(is_right(response, map(str, row.get("aliases") or [row["target"]])))
+    correct = float(is_right(response, listed(row.get("aliases") or row["target"])))
     prior = row.get("prior")
     return {
         "correct": correct,
@@ -40,9 +40,14 @@ def contains_answers(row: Row, response: str) -> dict[str, float]:
     An empty response names none.
     """
     found = set(re.findall(r"\w+", normalise(response)))
-    wanted = [normalise(str(answer)) for answer in row["answers"]]
+    wanted = [normalise(answer) for answer in listed(row["answers"])]
     hits = sum(1.0 for answer in wanted if answer and set(answer.split()) <= found)
     return {"recall": hits / len(wanted), "complete": float(hits == len(wanted))}
+
+
+def listed(value: Any) -> list[str]:
+    """Accepted answers: a list as it is, one string as a list of one."""
+    return [str(part) for part in value] if isinstance(value, list | tuple) else [str(value)]
 
 
 def choice(row: Row, logprobs: list[float]) -> dict[str, float]:
@@ -71,6 +76,24 @@ TEXT: dict[str, Callable[[Row, str], dict[str, float]]] = {
     "contains-answers": contains_answers,
 }
 CHOICE: dict[str, Callable[[Row, list[float]], dict[str, float]]] = {"choice": choice}
+
+
+def columns_of(scorer: str, row: Row) -> set[str]:
+    """The columns that a scorer gives for rows such as this one.
+
+    Raises:
+        UnknownNameError: No such scorer.
+        InputError: The row has not what the scorer reads.
+    """
+    try:
+        if scorer in CHOICE:
+            choices = row["choices"]
+            if len(choices) < 2 or not 0 <= int(row["gold"]) < len(choices):
+                raise InputError(f"`gold` is {row['gold']!r}, of {len(choices)} choices")
+            return set(CHOICE[scorer](row, [0.0] * len(choices)))
+        return set(text_scorer(scorer)(row, ""))
+    except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
+        raise InputError(f"scorer {scorer!r} cannot read it: {error!r}") from None
 
 
 def text_scorer(name: str) -> Callable[[Row, str], dict[str, float]]:

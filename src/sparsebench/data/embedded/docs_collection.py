@@ -70,7 +70,7 @@ def rows() -> list[dict[str, Any]]:
 @cache
 def _rows() -> tuple[dict[str, Any], ...]:
     new_text, new_query = Novelty(share=0.3), Novelty(share=0.3, length=3)
-    found = []
+    found: list[dict[str, Any]] = []
     names = set()
     for entry in docstrings():
         if any(part.startswith("_") for part in entry.name.split(".")) or entry.name in names:

@@ -73,6 +73,11 @@ def topics() -> dict[str, str]:
     return dict(sorted(found.items()))
 
 
+def has_sources() -> bool:
+    """Whether this Python has the sources of its standard library, judged by one of them."""
+    return (_root() / "argparse.py").is_file()
+
+
 def _root() -> Path:
     return Path(sysconfig.get_path("stdlib"))
 

@@ -30,8 +30,9 @@ VERSION = "1"
 SHOTS = 5
 _SHOT_POOL = 40
 
-#: Choices of each question, the right one among them.
+#: Choices of each question, the right one among them, and how many answers its distractors are drawn from.
 CHOICES = 4
+_NEIGHBOURS = 24
 
 
 def rows() -> list[dict[str, Any]]:
@@ -115,10 +116,13 @@ def _commonest(counts: Counter[str]) -> str | None:
 
 
 def _choices(row_id: str, fact: Fact, facts: Sequence[Fact]) -> dict[str, Any]:
-    """The right answer among distractors from the relation's other answers, in an order drawn by hash."""
+    """The right answer among distractors from the relation's answers that are about as well known, in a drawn order."""
     right = {normalise(name) for name in (fact.answer, *fact.aliases)}
-    others = sorted({other.answer for other in facts if normalise(other.answer) not in right})
-    drawn = sorted(others, key=lambda answer: _hash("distractor", row_id, answer))[: CHOICES - 1]
+    known = list(dict.fromkeys(other.answer for other in facts))
+    place = known.index(fact.answer)
+    others = [answer for answer in known if normalise(answer) not in right]
+    near = sorted(others, key=lambda answer: abs(known.index(answer) - place))[:_NEIGHBOURS]
+    drawn = sorted(near, key=lambda answer: _hash("distractor", row_id, answer))[: CHOICES - 1]
     choices = sorted([fact.answer, *drawn], key=lambda answer: _hash("order", row_id, answer))
     return {"choices": choices, "gold": choices.index(fact.answer)}
 

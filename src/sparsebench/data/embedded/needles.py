@@ -10,7 +10,7 @@
 The kinds follow RULER (Hsieh et al. 2024, section 3). The haystack is running prose of the `evaluation` split, which is
 repeated where a prompt is longer than it. Prompts are made for a tokenizer: context, question and answer together have
 at most the stated number of tokens, and at least 95 % of it. What is hidden, asked and where the haystack starts
-depends on kind, seed and number of the sample only, so samples of different lengths are pairs.
+depends on kind, seed and number of the sample, and not on the length: samples of different lengths are pairs.
 """
 
 from __future__ import annotations
@@ -215,7 +215,8 @@ def _prose() -> _Prose:
 _FIRST = tuple(
     "apple autumn bamboo barley beacon cedar cherry cinder clover copper coral cotton crystal dawn desert ember falcon "
     "feather forest frost garden ginger granite harbour honey island ivory jasmine juniper lemon linen marble meadow "
-    "mint mountain north ocean olive pepper pine prairie rain river saffron silver summer thunder velvet walnut winter".split()
+    "mint mountain north ocean olive pepper pine prairie rain river saffron silver summer thunder velvet walnut "
+    "winter".split()
 )
 _SECOND = tuple(
     "anchor arch balcony barrel basket bell bench boat bridge candle canvas castle chest clock compass cottage cradle "

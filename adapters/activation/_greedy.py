@@ -1,0 +1,96 @@
+"""TEAL's search for the sparsity of each site, block by block (Liu et al., 2025, algorithm 1)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import torch
+
+from sparsebench.adapters.activation._masking import Masking
+from sparsebench.adapters.activation.base import hooked
+from sparsebench.adapters.passes import attending, block_calls
+
+if TYPE_CHECKING:
+    from sparsebench.adapters.activation._distribution import Distribution
+    from sparsebench.adapters.activation.base import ActivationAdapter, Site
+    from sparsebench.adapters.calibration import Calibration
+    from sparsebench.systems.causal_lm import CausalLM
+
+TOKENS = 20_480
+"""Calibration tokens that the search reads at most."""
+STEP = 0.05
+"""How much the first site of a block gains in a step; others gain as many weights."""
+LAST = 0.25
+"""Share of a sequence's tokens, at its end, on which a block's error is measured."""
+
+
+def allocate(
+    adapter: ActivationAdapter,
+    system: CausalLM,
+    calibration: Calibration,
+    distributions: dict[str, Distribution] | None,
+    sparsity: float,
+) -> dict[str, float]:
+    """Sparsity of each site, by name; in each block their mean, weighted by weights, is the target.
+
+    Each step makes that site sparser which then changes the output of the block least. Blocks are fed by the dense
+    blocks before them.
+    """
+    sites = adapter.sites(system)
+    masking = Masking(
+        adapter, system, sites, dict.fromkeys((s.name for s in sites), 0.0), distributions, counting=False
+    )
+    with torch.no_grad(), attending(system), masking.watching():
+        batches, read = [], 0
+        for ids in calibration.batches(system.batch_tokens):
+            if read < TOKENS:
+                batches.append(block_calls(system, ids.to(system.device)))
+                read += ids.numel()
+        hidden = [calls[0].hidden for calls in batches]
+        for index in range(len(system.blocks)):
+            dense = [calls[index].run(states) for calls, states in zip(batches, hidden, strict=True)]
+
+            def error(
+                index: int = index, fed: list[torch.Tensor] = hidden, wanted: list[torch.Tensor] = dense
+            ) -> float:
+                found = [calls[index].run(states) for calls, states in zip(batches, fed, strict=True)]
+                return sum(change(a, b) for a, b in zip(found, wanted, strict=True))
+
+            own = [site for site in sites if site.block == index]
+            with hooked(own, masking):
+                search(own, masking.levels, masking.set_level, error, sparsity)
+            hidden = dense
+    return dict(masking.levels)
+
+
+def search(
+    sites: list[Site],
+    levels: dict[str, float],
+    set_level: Callable[[str, float], None],
+    error: Callable[[], float],
+    sparsity: float,
+) -> None:
+    """Raise the levels of a block's sites step by step until the target is met."""
+    sizes = {site.name: site.channels * site.saved for site in sites}
+    lacking = sparsity * sum(sizes.values())
+    while sites and lacking > 1e-6 * sum(sizes.values()):
+        step = min(STEP * sizes[sites[0].name], lacking)
+        errors = {}
+        for name, size in sizes.items():
+            before = levels[name]
+            if before + step / size < 1:
+                set_level(name, before + step / size)
+                errors[name] = error()
+                set_level(name, before)
+        if not errors:
+            return
+        best = min(errors, key=lambda name: errors[name])
+        set_level(best, levels[best] + step / sizes[best])
+        lacking -= step
+
+
+def change(found: torch.Tensor, wanted: torch.Tensor) -> float:
+    """How far a block's output is from the dense one: norms over the last tokens, averaged over channels."""
+    first = int(found.shape[1] * (1 - LAST))
+    return float((found[:, first:] - wanted[:, first:]).float().norm(dim=1).mean())

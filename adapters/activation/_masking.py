@@ -1,0 +1,140 @@
+"""An activation method at work: masking what sites see, and counting what the weights then meet."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from sparsebench.adapters.activation._tokens import Tokens, positions_of_call
+from sparsebench.adapters.selection import zeros
+
+if TYPE_CHECKING:
+    from sparsebench.adapters.activation._distribution import Distribution
+    from sparsebench.adapters.activation.base import ActivationAdapter, Site
+    from sparsebench.engine.flow import Flow
+    from sparsebench.systems.causal_lm import CausalLM
+
+
+class Masking:
+    """Called with a site and what it sees, [..., channels]; gives what it is to see instead, or None.
+
+    Counted are, for each phase, of the tokens in scope: entries (`activation.total`), those that are zero
+    (`activation.zeros`) and those that were zero already (`activation.zeros_before`), each weighted by the
+    multiply-adds that it saves; and of all tokens the multiply-adds of all linear layers (`activation.linear`), in
+    scope or not.
+
+    Args:
+        adapter: The method.
+        system: The model, whose counters are filled.
+        sites: Where it masks.
+        levels: The sparsity of each site, by name; at 0 nothing is masked.
+        distributions: Of the scores at each site, where the rule asks for thresholds.
+        counting: Whether the system's counters are filled.
+    """
+
+    def __init__(
+        self,
+        adapter: ActivationAdapter,
+        system: CausalLM,
+        sites: list[Site],
+        levels: dict[str, float],
+        distributions: dict[str, Distribution] | None,
+        counting: bool = True,
+    ) -> None:
+        self.adapter = adapter
+        self.system = system
+        self.states = {site.name: adapter.state_of(site) for site in sites}
+        self.distributions = distributions or {}
+        self.levels: dict[str, float] = {}
+        self.thresholds: dict[str, float] = {}
+        for name, level in levels.items():
+            self.set_level(name, level)
+        self.counting = counting
+        self.first = sites[0].name if sites else ""
+        self.linear = sum(site.weight.numel() for site in system.linears)
+        self._flow: Flow | None = None
+        self._of_flow: Tokens | None = None
+        self._of_call: Tokens | None = None
+        self._last: tuple[torch.Tensor, torch.Tensor, dict[str, tuple[int, int, int]]] | None = None
+
+    def set_level(self, name: str, level: float) -> None:
+        """Give a site another sparsity."""
+        self.levels[name] = level
+        known = self.distributions.get(name)
+        self.thresholds[name] = known.threshold(level) if known is not None else -1.0
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Within the context, plain calls of the model are watched for the positions of their tokens."""
+
+        def on_call(module: torch.nn.Module, args: tuple[Any, ...], options: dict[str, Any]) -> None:
+            ids = args[0] if args else options.get("input_ids")
+            ids = options.get("inputs_embeds") if ids is None else ids
+            if isinstance(ids, torch.Tensor):
+                self._of_call = Tokens.of_call(positions_of_call(ids, options), self.adapter.scope)
+
+        # Some architectures go past their base model; calibration passes call nothing else.
+        model = self.system.model
+        handles = [m.register_forward_pre_hook(on_call, with_kwargs=True) for m in {model, model.base_model}]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+            self._last = self._flow = self._of_flow = self._of_call = None
+
+    def __call__(self, site: Site, x: torch.Tensor) -> torch.Tensor | None:
+        tokens = self.tokens(x)
+        if not self.counting:
+            return self._masked(site, x, tokens) if tokens.anyone else None
+        if site.name == self.first:
+            for phase, count in tokens.sizes.items():
+                self.system.counters.add(f"{phase}.activation.linear", count * self.linear)
+        if not tokens.anyone:
+            return None
+        if not (self.adapter.shares_masks() and self._last is not None and self._last[0] is x):
+            masked = self._masked(site, x, tokens)
+            self._last = (x, masked, self._counted(x, masked, tokens))
+        _, masked, counted = self._last
+        for phase, (entries, before, after) in counted.items():
+            self.system.counters.activation(phase, after * site.saved, entries * site.saved)
+            self.system.counters.add(f"{phase}.activation.zeros_before", before * site.saved)
+        return masked
+
+    def tokens(self, x: torch.Tensor) -> Tokens:
+        """The tokens of the running pass."""
+        flow = self.system.flow
+        if flow is not None:
+            if flow is not self._flow:
+                self._flow, self._of_flow = flow, Tokens.of_flow(flow, self.adapter.scope)
+            if self._of_flow is not None:
+                return self._of_flow
+        if self._of_call is not None and len(self._of_call) == x.shape[:-1].numel():
+            return self._of_call
+        # A block that is run on its own: its hidden states are [sequences, tokens, channels].
+        positions = torch.arange(x.shape[-2], device=x.device).expand(x.shape[:-2].numel(), -1)
+        return Tokens.of_call(positions, self.adapter.scope)
+
+    def _masked(self, site: Site, x: torch.Tensor, tokens: Tokens) -> torch.Tensor:
+        level = self.levels[site.name]
+        if level == 0:
+            return x
+        flat = x.reshape(-1, x.shape[-1])
+        state, threshold = self.states[site.name], self.thresholds[site.name]
+        gone = self.adapter.drop(flat.detach(), state, tokens.positions, level, threshold)
+        if not tokens.everyone:
+            gone = gone & tokens.chosen[:, None]
+        return flat.masked_fill(gone, 0).reshape(x.shape)
+
+    def _counted(self, x: torch.Tensor, masked: torch.Tensor, tokens: Tokens) -> dict[str, tuple[int, int, int]]:
+        """For each phase the entries in scope, the zeros among them before, and after."""
+        channels = x.shape[-1]
+        after = zeros(masked.detach().reshape(-1, channels))
+        before = after if masked is x else zeros(x.detach().reshape(-1, channels))
+        return {
+            phase: (len(rows) * channels, int(before[rows].sum()), int(after[rows].sum()))
+            for phase, rows in tokens.rows.items()
+        }

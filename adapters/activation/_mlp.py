@@ -1,0 +1,73 @@
+"""MLPs of any architecture: where neurons become active, and which projections read them."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from sparsebench.systems.causal_lm import CausalLM, LinearSite
+
+NAMES = re.compile("gelu|elu$|relu|silu|swish|mish|tanh|sigmoid|activation", re.IGNORECASE)
+"""Names of the classes of activation functions in torch and transformers."""
+
+
+@dataclass(frozen=True)
+class Mlp:
+    """One MLP of a decoder block.
+
+    Attributes:
+        name: Name of the activation function's module.
+        activation: That module; it gives one number for each neuron.
+        down: The projection that reads the neurons.
+        gated: Multiply-adds with which a second projection multiplies a neuron; 0 where the MLP has no gate.
+    """
+
+    name: str
+    activation: torch.nn.Module
+    down: LinearSite
+    gated: int
+
+    @property
+    def neurons(self) -> int:
+        """Width of the MLP."""
+        return int(self.down.weight.shape[1])
+
+
+def mlps(system: CausalLM) -> list[Mlp]:
+    """The MLPs of the decoder blocks.
+
+    An MLP is a module that holds an activation function and linear layers of its own. The last of these reads the
+    neurons. If two others give as many numbers as there are neurons, or one gives twice as many, the MLP is gated.
+    Stacked experts have no linear layers and are left out.
+    """
+    sites = {id(site.module): site for site in system.linears}
+    found = []
+    for index, block in enumerate(system.blocks):
+        for name, holder in block.named_modules():
+            own = dict(holder.named_children())
+            linears = [sites[id(child)] for child in own.values() if id(child) in sites]
+            functions = [(key, child) for key, child in own.items() if is_activation(child)]
+            if len(functions) == 1 and linears:
+                key, function = functions[0]
+                path = ".".join(part for part in (f"block {index}", name, key) if part)
+                found.append(Mlp(path, function, linears[-1], _gate(linears)))
+    return found
+
+
+def is_activation(module: torch.nn.Module) -> bool:
+    """Whether a module is an activation function, by its name: some architectures bring their own."""
+    return NAMES.search(type(module).__name__) is not None and not list(module.children())
+
+
+def _gate(linears: list[LinearSite]) -> int:
+    """Multiply-adds for each neuron of the projection whose outputs the activations multiply."""
+    width = linears[-1].weight.shape[1]
+    single = [site for site in linears[:-1] if site.weight.shape[0] == width]
+    double = [site for site in linears[:-1] if site.weight.shape[0] == 2 * width]
+    if len(single) >= 2:
+        return int(single[1].weight.shape[1])
+    return int(double[0].weight.shape[1]) if double else 0

@@ -1,0 +1,103 @@
+"""Phase and place of the tokens of one forward pass, and which of them a scope holds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from sparsebench.adapters.activation.base import Scope
+
+if TYPE_CHECKING:
+    from sparsebench.engine.flow import Flow
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """The tokens of a forward pass, flat, in the order in which layers see them.
+
+    Attributes:
+        decode: Whether each runs in the decode phase, bool [tokens].
+        positions: Position of each in its sequence, int64 [tokens].
+        prompts: Length of the prefill part of its sequence, int64 [tokens].
+        scope: Which of them are to be made sparse.
+    """
+
+    decode: torch.Tensor
+    positions: torch.Tensor
+    prompts: torch.Tensor
+    scope: Scope
+
+    @classmethod
+    def of_flow(cls, flow: Flow, scope: Scope) -> Tokens | None:
+        """Those of a pass of the engine; None where the flow does not tell them."""
+        if flow.decode is None or flow.positions is None or flow.prompts is None:
+            return None
+        return cls(flow.decode, flow.positions, flow.prompts, scope)
+
+    @classmethod
+    def of_call(cls, positions: torch.Tensor, scope: Scope) -> Tokens:
+        """Those of a plain call of the model: one position for each sequence is decode, several are a prompt.
+
+        Args:
+            positions: [sequences, tokens].
+            scope: Which tokens are to be made sparse.
+        """
+        decode = torch.full(positions.shape, positions.shape[1] == 1, device=positions.device)
+        prompts = (positions.amax(dim=1, keepdim=True) + 1).expand_as(positions)
+        return cls(decode.flatten(), positions.flatten(), prompts.flatten(), scope)
+
+    def __len__(self) -> int:
+        return len(self.decode)
+
+    @cached_property
+    def chosen(self) -> torch.Tensor:
+        """Which tokens are in the scope, bool [tokens]."""
+        if self.scope == "all":
+            return torch.ones_like(self.decode)
+        if self.scope == "decode":
+            return self.decode
+        if self.scope == "prefill":
+            return ~self.decode
+        last = self.prompts // 2 if self.scope == "last-half" else self.prompts * 99 // 100
+        return self.decode | (self.positions >= self.prompts - last)
+
+    @cached_property
+    def everyone(self) -> bool:
+        """Whether all tokens are in the scope."""
+        return bool(self.chosen.all())
+
+    @cached_property
+    def anyone(self) -> bool:
+        """Whether some token is in the scope."""
+        return bool(self.chosen.any())
+
+    @cached_property
+    def rows(self) -> dict[str, torch.Tensor]:
+        """For each phase that occurs in the scope, the places of its tokens there, int64 [tokens of the phase]."""
+        phases = {"prefill": self.chosen & ~self.decode, "decode": self.chosen & self.decode}
+        places = {phase: mask.nonzero()[:, 0] for phase, mask in phases.items()}
+        return {phase: rows for phase, rows in places.items() if len(rows)}
+
+    @cached_property
+    def sizes(self) -> dict[str, int]:
+        """Tokens of each phase that occurs, in the scope or not."""
+        decode = int(self.decode.sum())
+        return {p: n for p, n in (("prefill", len(self) - decode), ("decode", decode)) if n}
+
+
+def positions_of_call(ids: torch.Tensor, options: dict[str, Any]) -> torch.Tensor:
+    """Positions of the tokens of a plain call, [sequences, tokens]: as given, or counted on from what is cached.
+
+    Args:
+        ids: Token ids or embeddings, [sequences, tokens, ...].
+        options: The call's other arguments.
+    """
+    given = options.get("position_ids")
+    if isinstance(given, torch.Tensor) and given.dim() == 2:
+        return given.expand(ids.shape[0], -1)
+    cache = options.get("past_key_values")
+    start = int(cache.get_seq_length()) if cache is not None and hasattr(cache, "get_seq_length") else 0
+    return torch.arange(start, start + ids.shape[1], device=ids.device).expand(ids.shape[0], -1)

@@ -1,0 +1,294 @@
+"""The activation family: a method says what each channel of a token is worth; everything else is here.
+
+A method is a card, its knobs and `score`. The base class finds the sites, calibrates thresholds, applies the rule to
+the tokens of the scope, in the engine's passes and in plain calls of the model alike, and counts the zeros that the
+weights really meet. Experts that transformers stacks in one tensor stay dense.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from sparsebench.adapters.base import Adapter, Prepared
+from sparsebench.budget import Budget
+from sparsebench.cost import PhaseCosts, Request, dense_cost
+from sparsebench.errors import InputError
+
+if TYPE_CHECKING:
+    import torch
+
+    from sparsebench.adapters.activation._distribution import Distribution
+    from sparsebench.adapters.calibration import Calibration
+    from sparsebench.systems.causal_lm import CausalLM
+
+Scope = Literal["all", "decode", "prefill", "last-half", "last-99"]
+"""Tokens that are made sparse: all, those of one phase, or decode and the last half, or 99 %, of each prompt."""
+Rule = Literal["threshold", "topk"]
+"""`threshold`: channels whose score exceeds a quantile of the calibration text stay, so tokens differ in sparsity;
+`topk`: of each token equally many channels stay."""
+CALIBRATION_TOKENS = 16_384
+"""Tokens of a calibration text that enter the quantiles, at most; of longer ones every second, third ... token."""
+SHARES: dict[Scope, tuple[float, float]] = {
+    "all": (1.0, 1.0),
+    "decode": (0.0, 1.0),
+    "prefill": (1.0, 0.0),
+    "last-half": (0.5, 1.0),
+    "last-99": (0.99, 1.0),
+}
+"""Share of prefill and of decode tokens in each scope."""
+
+
+@dataclass(frozen=True)
+class Site:
+    """A place where channels are masked.
+
+    Attributes:
+        name: Its name.
+        module: The module whose input is masked, or whose output where `output`.
+        weight: What its input meets, [out, channels]; None where it is no linear layer.
+        channels: Channels of a token.
+        saved: Multiply-adds of one token that one zero saves.
+        block: Index of the decoder block.
+        output: Whether the module's output is masked.
+    """
+
+    name: str
+    module: torch.nn.Module
+    weight: torch.Tensor | None
+    channels: int
+    saved: int
+    block: int
+    output: bool = False
+
+
+@dataclass
+class ActivationState:
+    """What `prepare` leaves.
+
+    Attributes:
+        distributions: Of the scores at each site, by name, where the rule asks for thresholds.
+        levels: Sparsity of each site, by name, where it was searched for.
+        budget: The budget of that search.
+    """
+
+    distributions: dict[str, Distribution] | None = None
+    levels: dict[str, float] | None = None
+    budget: Budget | None = None
+
+
+class ActivationAdapter(Adapter):
+    """One activation method. Subclasses set `card` and write `score`, and `sites` where they mask other places."""
+
+    shared: ClassVar[bool] = False
+    """Whether sites with the very same input (queries, keys and values; gate and up) have the same mask."""
+
+    rule: Rule = "threshold"
+    scope: Scope = "all"
+
+    @abstractmethod
+    def score(self, x: torch.Tensor, state: Any, positions: torch.Tensor) -> torch.Tensor:
+        """What each channel of each token is worth, [tokens, channels], not negative.
+
+        Args:
+            x: What the site sees, [tokens, channels].
+            state: What `state_of` gave for the site.
+            positions: Position of each token in its sequence, [tokens].
+        """
+
+    def sites(self, system: CausalLM) -> list[Site]:
+        """Where channels are masked: the inputs of all linear layers of the decoder blocks."""
+        return [
+            Site(site.name, site.module, site.weight.detach(), site.weight.shape[1], site.weight.shape[0], site.block)
+            for site in system.linears
+        ]
+
+    def state_of(self, site: Site) -> Any:
+        """What `score` wants to know of a site; asked once for each preparation and each attachment."""
+        return None
+
+    def drop(
+        self, x: torch.Tensor, state: Any, positions: torch.Tensor, sparsity: float, threshold: float
+    ) -> torch.Tensor:
+        """Which channels of these tokens become zero, bool [tokens, channels]."""
+        score = self.score(x, state, positions)
+        if self.rule == "threshold":
+            return score <= threshold
+        from sparsebench.adapters.selection import smallest
+
+        return smallest(score.float(), dropped(sparsity, x.shape[1]))
+
+    def shares_masks(self) -> bool:
+        """Whether one mask serves all sites with the very same input."""
+        return self.shared
+
+    def phases(self) -> tuple[str, ...]:
+        """Phases in which tokens are made sparse."""
+        shares = dict(zip(("prefill", "decode"), SHARES[self.scope], strict=True))
+        return tuple(phase for phase, share in shares.items() if share)
+
+    def prefix_invariant(self) -> bool:
+        """Not where the scope asks how long the prompt is."""
+        return self.card.prefix_invariant and not self.scope.startswith("last")
+
+    def reads_calibration(self) -> bool:
+        """Thresholds come from a text."""
+        return self.rule == "threshold"
+
+    def prepare(self, system: CausalLM, calibration: Calibration | None, budget: Budget | None = None) -> Prepared:
+        """The distribution of scores at each site, from which thresholds of all budgets come."""
+        from sparsebench.adapters.passes import remembered
+
+        if self.rule != "threshold":
+            return Prepared(ActivationState())
+        if calibration is None:
+            raise InputError(f"{self.card.id} reads a calibration text")
+        knobs = {name: value for name, value in self.config.items() if name not in ("scope", "rule")}
+        what = f"scores of {self.card.id} {knobs} on {calibration.hash}"
+        found = remembered(system, what, lambda: self._distributions(system, calibration))
+        dtype = str(system.dtype).removeprefix("torch.")
+        facts = {"calibration": calibration.describe(), "calibration_dtype": f"{dtype} forward and scores"}
+        return Prepared(ActivationState(found), facts, tokens=calibration.tokens)
+
+    def _distributions(self, system: CausalLM, calibration: Calibration) -> dict[str, Distribution]:
+        import torch
+
+        from sparsebench.adapters.activation._distribution import Distribution
+        from sparsebench.adapters.passes import read
+
+        stride = -(-calibration.tokens // CALIBRATION_TOKENS)
+        sites = self.sites(system)
+        states = {site.name: self.state_of(site) for site in sites}
+        found: dict[str, Distribution] = {}
+        last: list[tuple[torch.Tensor, str]] = []
+
+        def see(site: Site, x: torch.Tensor) -> None:
+            if self.shares_masks() and last and last[0][0] is x:
+                found[site.name] = found[last[0][1]]
+                return
+            last[:] = [(x, site.name)]
+            flat = x.reshape(-1, x.shape[-1])[::stride]
+            positions = torch.zeros(len(flat), dtype=torch.long, device=flat.device)
+            found.setdefault(site.name, Distribution()).add(self.score(flat, states[site.name], positions))
+
+        with hooked(sites, see):
+            read(system, calibration)
+        return found
+
+    @contextmanager
+    def attach(self, system: CausalLM, prepared: Prepared, budget: Budget | None) -> Iterator[CausalLM]:
+        """The model with sparse activations; on exit the hooks are gone."""
+        from sparsebench.adapters.activation._masking import Masking
+
+        self.check_budget(budget)
+        state: ActivationState = prepared.state or ActivationState()
+        if state.budget is not None and state.budget != budget:
+            raise InputError(f"{self.card.id} was prepared at {state.budget.label}", "prepare it at each budget")
+        sites = self.sites(system)
+        levels = state.levels or dict.fromkeys((s.name for s in sites), budget.number if budget is not None else 0.0)
+        masking = Masking(self, system, sites, levels, state.distributions)
+        acting = system.acting(decode="decode" in self.phases(), prefix_invariant=self.prefix_invariant())
+        with ExitStack() as contexts:
+            contexts.enter_context(acting)
+            contexts.enter_context(masking.watching())
+            contexts.enter_context(hooked(sites, masking))
+            yield system
+
+    def cost(self, system: Any, request: Request, budget: Budget | None) -> PhaseCosts:
+        """Zeros cost no FLOPs; in decode a column is not read that all requests of a batch leave out."""
+        shape = system.shape
+        sparsity = budget.number if budget is not None else 0.0
+        covered = sum(site.channels * site.saved for site in self.sites(system))
+        prefill, decode = SHARES[self.scope]
+        costs = []
+        for share, unread in ((prefill, 0.0), (decode, sparsity**request.batch)):
+            flops = replace(shape, linear_params=round(shape.linear_params - share * sparsity * covered))
+            unread_weights = share * unread * covered
+            read = replace(
+                shape,
+                linear_params=round(shape.linear_params - unread_weights),
+                stored_params=round(shape.stored_params - unread_weights),
+            )
+            costs.append((dense_cost(flops, request), dense_cost(read, request)))
+        return PhaseCosts(
+            prefill=replace(costs[0][0].prefill, bytes_weights=costs[0][1].prefill.bytes_weights),
+            decode=replace(costs[1][0].decode, bytes_weights=costs[1][1].decode.bytes_weights),
+        )
+
+
+class AllocatedActivation(ActivationAdapter):
+    """An activation method that can search for the sparsity of each layer. Subclasses set `card` and write `score`."""
+
+    allocation: Literal["uniform", "greedy"] = "uniform"
+    """`uniform`: each site has the target; `greedy`: TEAL's search, block by block."""
+
+    def shares_masks(self) -> bool:
+        """Not where each site has a sparsity of its own."""
+        return self.shared and self.allocation == "uniform"
+
+    def reads_calibration(self) -> bool:
+        """Thresholds come from a text, and so does the search."""
+        return super().reads_calibration() or self.allocation == "greedy"
+
+    def prepare_depends_on_budget(self) -> bool:
+        """A search ends where its budget is used up."""
+        return self.allocation == "greedy"
+
+    def prepare(self, system: CausalLM, calibration: Calibration | None, budget: Budget | None = None) -> Prepared:
+        """The distribution of scores, and the sparsity of each site where it is searched for."""
+        from sparsebench.adapters.activation._greedy import allocate
+
+        prepared = super().prepare(system, calibration, budget)
+        if self.allocation == "uniform":
+            return prepared
+        if calibration is None or budget is None:
+            raise InputError(f"{self.card.id} with allocation 'greedy' needs a calibration text and a budget")
+        state: ActivationState = prepared.state
+        levels = allocate(self, system, calibration, state.distributions, budget.number)
+        facts = {"calibration": calibration.describe(), "levels": {name: round(s, 4) for name, s in levels.items()}}
+        return Prepared(
+            ActivationState(state.distributions, levels, budget), {**prepared.facts, **facts}, tokens=calibration.tokens
+        )
+
+
+def dropped(sparsity: float, channels: int) -> int:
+    """How many of so many channels go: the nearest whole number, halves up."""
+    return int(sparsity * channels + 0.5)
+
+
+@contextmanager
+def hooked(sites: list[Site], see: Callable[[Site, torch.Tensor], torch.Tensor | None]) -> Iterator[None]:
+    """Within the context `see` is called with what each site sees, and may give something else in its place.
+
+    Raises:
+        InputError: A site has other channels than were expected.
+    """
+
+    def checked(site: Site, x: torch.Tensor) -> torch.Tensor | None:
+        if x.shape[-1] != site.channels:
+            raise InputError(
+                f"{site.name} has {x.shape[-1]} channels, not {site.channels}: it is no place for this method"
+            )
+        return see(site, x)
+
+    def on_input(site: Site) -> Callable[..., Any]:
+        def hook(module: torch.nn.Module, args: tuple[Any, ...]) -> Any:
+            other = checked(site, args[0])
+            return None if other is None else (other, *args[1:])
+
+        return hook
+
+    def on_output(site: Site) -> Callable[..., Any]:
+        return lambda module, args, out: checked(site, out)
+
+    with ExitStack() as handles:
+        for site in sites:
+            if site.output:
+                handle = site.module.register_forward_hook(on_output(site))
+            else:
+                handle = site.module.register_forward_pre_hook(on_input(site))
+            handles.callback(handle.remove)
+        yield

@@ -1,0 +1,149 @@
+"""The page of a cell: what was asked, what came of it, and how to get it again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from sparsebench.reports import notation
+from sparsebench.reports.collect import budget_name, method_name
+from sparsebench.reports.comparisons import Judged
+from sparsebench.reports.views import Pages, Row
+
+
+def cell_page(item: Judged, rows: Sequence[Row], pages: Pages) -> dict[str, Any]:
+    """The context of a cell's page.
+
+    Args:
+        item: The cell.
+        rows: Its rows of the tidy table, as views; one without a metric for a failed cell.
+        pages: Where pages lie.
+    """
+    spec, record, environment = item.cell.spec, item.cell.record, item.cell.environment
+    place, outcome = record.placement, record.outcome
+    first = rows[0]
+    budget = budget_name(spec.stack)
+    baseline = pages.cell(item.source.name, place.baseline) if place.baseline else ""
+    return {
+        "name": notation.printable(f"{first['label'] or first['method']}{_unless_in(budget, first['label'])}", 120),
+        "method": first["method"],
+        "method_page": first["method_page"],
+        "task": first["task"],
+        "task_page": first["task_page"],
+        "cell": item.cell,
+        "spec": spec,
+        "place": place,
+        "outcome": outcome,
+        "problem": item.problem,
+        "rows": sorted((row for row in rows if row["metric"]), key=lambda row: not row["headline"]),
+        "baseline_page": "" if item.is_baseline else baseline,
+        "cost": list(_cost(item, first, budget)),
+        "speeds": sorted(outcome.speed.items()) if spec.mode == "executed" else [],
+        "changes": item.changes,
+        "command": environment.command or f"sparsebench run {place.suite}",
+        "provenance": list(_provenance(item)),
+        "spec_json": _json(spec.plain()),
+        "facts_json": _json(
+            {
+                "counters": outcome.counters,
+                "densities": outcome.densities,
+                "facts": {"cell": outcome.facts, "placement": place.facts},
+                "system": record.system,
+                "packages": environment.packages,
+            }
+        ),
+    }
+
+
+def _unless_in(budget: str, label: str) -> str:
+    return f" {budget}" if budget and budget not in label else ""
+
+
+def _json(data: Any) -> str:
+    return json.dumps(data, indent=1, sort_keys=True, ensure_ascii=False)
+
+
+def _cost(item: Judged, row: Row, budget: str) -> Iterator[tuple[str, str]]:
+    """What the method was asked to leave out, what it left out, and what that costs."""
+    outcome = item.cell.record.outcome
+    executed = item.cell.spec.mode == "executed"
+    of = f" of {notation.printable(outcome.sparsity_of, 80)}" if outcome.sparsity_of else ""
+    yield from _known(
+        ("Method", method_name(item)),
+        ("Knobs", row["config"]),
+        ("Budget", budget),
+        ("Realised sparsity", _and(notation.percent(outcome.sparsity, 2), of)),
+        *((f"Density: {name}", notation.percent(value, 2)) for name, value in sorted(outcome.densities.items())),
+        ("FLOPs", _and(notation.ratio(row["flops_ratio"]), _absolute(outcome.flops, outcome.flops_dense))),
+        ("Bytes a token", _and(notation.ratio(row["bytes_ratio"]), _absolute(outcome.bytes_per_token, outcome.bytes_per_token_dense))),
+        ("Acts in", outcome.phase),
+        ("Decode queries a sample", notation.number(outcome.decode_queries)),
+        ("Wall time", _and(notation.number(outcome.seconds), " s") if executed else ""),
+        ("Energy", _and(notation.number(outcome.energy), " J") if executed else ""),
+        ("Preparation", _preparation(outcome.prepare_seconds, outcome.prepare_tokens)),
+        ("Peak memory of the process", notation.bytes_size(outcome.peak_memory)),
+        ("Leaves out", row["unit"]),
+        ("Compared within", row["compare_group"]),
+        ("Statistics pass", row["stats_pass"]),
+        ("Token scope", row["scope"]),
+        ("Calibration", row["calibration"]),
+        ("Base precision", row["base_precision"]),
+        ("Computed in", row["dtype"]),
+        ("Departs from the paper", _deviations(item.cell.record.placement.facts.get("deviations"))),
+    )  # fmt: skip
+
+
+def _provenance(item: Judged) -> Iterator[tuple[str, str]]:
+    """Where, when and with what it was computed."""
+    record, environment = item.cell.record, item.cell.environment
+    place = record.placement
+    changed = " with uncommitted changes" if environment.dirty else ""
+    yield from _known(
+        ("Suite", f"{place.suite}, version {place.suite_version}, grid {place.grid}"),
+        ("Results folder", item.source.name),
+        ("Hardware", environment.hardware),
+        ("Device", f"{environment.device}, {environment.threads} thread{'' if environment.threads == 1 else 's'}"),
+        ("Platform", environment.platform),
+        ("Python", environment.python),
+        ("Commit", f"{environment.commit}{changed}" if environment.commit else ""),
+        ("Started", environment.started),
+        ("Executor", environment.executor),
+        ("Tokens of a batch", _batch(environment.batch_tokens, environment.batch_replans)),
+        *((f"Data: {fact.name}", _data(fact.source, fact.license, fact.sha256)) for fact in record.data),
+        ("Samples", f"sha256 {record.samples_sha256}" if record.samples_sha256 else ""),
+    )
+
+
+def _known(*pairs: tuple[str, Any]) -> Iterator[tuple[str, str]]:
+    return ((name, notation.printable(value, 400)) for name, value in pairs if notation.known(value))
+
+
+def _and(text: str, more: str) -> str:
+    return f"{text}{more}" if text else ""
+
+
+def _absolute(part: float | None, whole: float | None) -> str:
+    return f" of dense ({part:.4g} of {whole:.4g})" if part is not None and whole is not None else ""
+
+
+def _preparation(seconds: float, tokens: int) -> str:
+    if not seconds and not tokens:
+        return ""
+    return f"{notation.number(seconds)} s" + (f", {tokens:,} calibration tokens" if tokens else "")
+
+
+def _batch(tokens: int | None, replans: int) -> str:
+    if tokens is None:
+        return ""
+    return f"{tokens:,}" + (f", halved {replans} times for want of memory" if replans else "")
+
+
+def _data(source: str, license: str, sha256: str) -> str:
+    return ", ".join(part for part in (source, license, f"sha256 {sha256}") if part)
+
+
+def _deviations(deviations: Any) -> str:
+    if isinstance(deviations, list | tuple):
+        return "; ".join(str(d) for d in deviations)
+    return str(deviations) if deviations else ""

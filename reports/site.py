@@ -1,0 +1,340 @@
+"""The static leaderboard: plain files that load nothing from anywhere else and work without JavaScript.
+
+Two builds of the same results are the same bytes. Everything that comes from a record is escaped by the templates, and
+reaches file names and addresses through `notation.slug` alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import pandas as pd
+
+from sparsebench.errors import InputError
+from sparsebench.reports import notation, tables
+from sparsebench.reports.cell_pages import cell_page
+from sparsebench.reports.collect import COLUMNS, table_of
+from sparsebench.reports.comparisons import Judged
+from sparsebench.reports.safe import safe_sparsities
+from sparsebench.reports.sources import Source, open_sources
+from sparsebench.reports.task_pages import baseline_lines, task_pages
+from sparsebench.reports.verdicts import TESTED_ROLES, judge
+from sparsebench.reports.views import (
+    Cards,
+    Descriptions,
+    FigureView,
+    Pages,
+    Row,
+    family_order,
+    figure_views,
+    fixed_columns,
+    installed_method,
+    math_safe,
+    row_views,
+    safe_table,
+    verdict_counts,
+    with_baselines,
+)
+
+HERE = Path(__file__).parent
+MANIFEST = ".sparsebench-site"
+ROWS_OF_A_PAGE = 1200
+"""Rows of one leaderboard page; more are split into parts."""
+ROWS_OF_A_TABLE = 600
+"""Rows of the table on a method's or task's page."""
+FAILED_SHOWN = 100
+CHANGES_SHOWN = 20
+POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
+    "base-uri 'none'; form-action 'none'"
+)
+NAVIGATION = (
+    ("Overview", "index.html"),
+    ("Leaderboard", "leaderboard/index.html"),
+    ("Methods", "methods/index.html"),
+    ("Tasks", "tasks/index.html"),
+    ("Downloads", "downloads.html"),
+    ("About", "about.html"),
+)
+
+
+def build_site(
+    results_folders: Iterable[str | os.PathLike[str]] | str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    cards: Cards = installed_method,
+    descriptions: Descriptions | None = None,
+) -> Path:
+    """Build the site of one or more results folders.
+
+    Pages of an earlier build into the same folder are replaced; other files there are left alone.
+
+    Args:
+        results_folders: Folders that `sparsebench run` wrote.
+        out: Where the site goes.
+        cards: The card of a method by its id; those that are installed unless told.
+        descriptions: What each task asks, by its id; those of the package unless told.
+
+    Returns:
+        The site's `index.html`.
+
+    Raises:
+        InputError: A folder without results, or a place that cannot be written to.
+    """
+    if isinstance(results_folders, str | os.PathLike):
+        results_folders = [results_folders]
+    sources = open_sources(results_folders)
+    judged = judge(sources, changes=CHANGES_SHOWN)
+    table = table_of(judged, sources)
+    builder = _Builder(Path(out), sources, judged, table, cards, _descriptions() if descriptions is None else descriptions)
+    try:
+        builder.build()
+    except OSError as error:
+        raise InputError(f"cannot write the site to {out}: {error.strerror}") from None
+    return builder.out / "index.html"
+
+
+def _descriptions() -> Descriptions:
+    from sparsebench.tasks.registry import definitions
+
+    return {definition.task: definition.description or definition.title for definition in definitions()}
+
+
+class _Builder:
+    """One build: what all pages share, and what has been written."""
+
+    def __init__(
+        self,
+        out: Path,
+        sources: Sequence[Source],
+        judged: Sequence[Judged],
+        table: pd.DataFrame,
+        cards: Cards,
+        descriptions: Descriptions,
+    ) -> None:
+        self.out, self.sources, self.judged, self.table = out, sources, judged, table
+        self.cards, self.descriptions = cards, descriptions
+        self.pages = Pages((item.source.name, item.cell.id) for item in judged)
+        self.rows = row_views(table, self.pages)
+        self.headline = [row for row in self.rows if row["headline"] or row["status"] == "failed"]
+        self.safe = safe_sparsities(table)
+        self.written: list[str] = []
+        self.environment = _environment()
+        self.facts = _facts(self.headline, judged, sources)
+        self.leaderboard_files: dict[str, str] = {}
+
+    def build(self) -> None:
+        """Write everything."""
+        self.out.mkdir(parents=True, exist_ok=True)
+        figures = figure_views(self.table)
+        for figure in figures:
+            self._write(figure.file, figure.text.encode())
+        self._leaderboard()
+        self._index(figures)
+        self._methods()
+        for path, template, context in task_pages(
+            self.rows, self.judged, figures, self.pages, self.descriptions, ROWS_OF_A_TABLE
+        ):
+            self._page(path, template, "Tasks", **context)
+        self._cells()
+        self._downloads()
+        self._page("about.html", "about.html", "About")
+        for asset in sorted((HERE / "assets").iterdir()):
+            self._write(f"assets/{asset.name}", asset.read_bytes())
+        self._forget_earlier_build()
+
+    def _page(self, path: str, template: str, section: str, **context: Any) -> None:
+        root = "../" * path.count("/")
+        text = self.environment.get_template(template).render(
+            root=root, section=section, nav=NAVIGATION, facts=self.facts, policy=POLICY, marks=notation.VERDICTS, **context
+        )
+        self._write(path, text.encode("utf-8", "replace"))
+
+    def _write(self, path: str, content: bytes) -> None:
+        place = self.out / path
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_bytes(content)
+        self.written.append(path)
+
+    def _forget_earlier_build(self) -> None:
+        """Remove pages of an earlier build that this one did not write."""
+        manifest = self.out / MANIFEST
+        kept = {*self.written}
+        if manifest.is_file():
+            for line in manifest.read_text(encoding="utf-8").splitlines():
+                place = self.out / line
+                if line not in kept and ".." not in Path(line).parts and not Path(line).is_absolute() and place.is_file():
+                    place.unlink()
+        manifest.write_text("".join(f"{line}\n" for line in sorted(kept)), encoding="utf-8")
+
+    def _index(self, figures: Sequence[FigureView]) -> None:
+        failed = [row for row in self.headline if row["status"] == "failed"]
+        # One row of panels reads best; of those, the figure that compares most.
+        figure = min(figures, key=lambda f: (f.kinds, -min(f.rows, 400), f.file), default=None)
+        self._page(
+            "index.html",
+            "index.html",
+            "Overview",
+            counts=verdict_counts(self.headline, lambda f: self.leaderboard_files.get(f, "leaderboard/index.html")),
+            safe=safe_table(self.safe, self.pages, most=40),
+            figure=figure,
+            failed=[{**row, "page": self.pages.cell(row["source"], row["cell"])} for row in failed[:FAILED_SHOWN]],
+            failed_left_out=max(0, len(failed) - FAILED_SHOWN),
+            sources=[_source_line(source, self.judged) for source in self.sources],
+        )
+
+    def _leaderboard(self) -> None:
+        """A page a family, and one with everything while that is small; long ones in parts."""
+        families = family_order(row["family"] for row in self.headline)
+        groups: dict[str, list[Row]] = {}
+        if len(self.headline) <= ROWS_OF_A_PAGE or not families:
+            groups["all"] = with_baselines(self.headline, [])
+        for family in families:
+            rows = [row for row in self.headline if row["family"] == family]
+            groups[family or "unreadable"] = with_baselines(rows, self.headline)
+        names = {name: "index" if k == 0 else notation.slug(name) for k, name in enumerate(groups)}
+        self.leaderboard_files = {name: f"leaderboard/{file}.html" for name, file in names.items()}
+        for name, rows in groups.items():
+            parts = [rows[i : i + ROWS_OF_A_PAGE] for i in range(0, max(len(rows), 1), ROWS_OF_A_PAGE)]
+            files = [f"{names[name]}{f'-{k + 1}' if k else ''}.html" for k in range(len(parts))]
+            tabs = [
+                {"name": n, "file": f"{names[n]}.html", "rows": len(r), "current": n == name} for n, r in groups.items()
+            ]
+            safe = [s for s in self.safe if name in ("all", s.row["family"])] if name != "all" else []
+            for k, part in enumerate(parts):
+                self._page(
+                    f"leaderboard/{files[k]}",
+                    "leaderboard.html",
+                    "Leaderboard",
+                    title=f"Leaderboard: {name}" + (f", part {k + 1}" if k else ""),
+                    caption=f"Results, {name}" + (f", part {k + 1} of {len(parts)}" if len(parts) > 1 else ""),
+                    tabs=tabs,
+                    families=family_order(row["family"] for row in part if row["family"]) if name == "all" else [],
+                    tasks=sorted({row["task"] for row in part if row["task"]}),
+                    verdicts=[v for v in notation.VERDICTS if any(row["verdict"] == v for row in part)],
+                    rows=part,
+                    total=len(rows),
+                    fixed=fixed_columns(part),
+                    pages=[{"file": file, "current": j == k} for j, file in enumerate(files)],
+                    safe=safe_table(safe if k == 0 else [], self.pages),
+                )
+
+    def _methods(self) -> None:
+        """A page for each method and stack, and their list."""
+        by_method: dict[str, list[Row]] = {}
+        for row in self.headline:
+            if row["method"]:
+                by_method.setdefault(row["method"], []).append(row)
+        listed: dict[str, list[dict[str, str]]] = {}
+        for method, rows in sorted(by_method.items()):
+            found = [card for card in map(self.cards, method.split("+")) if card is not None]
+            is_baseline = all(row["role"] in ("baseline", "noise") for row in rows)
+            path = self.pages.method(method)
+            summary = found[0].card.summary if len(found) == 1 else f"{len(rows)} rows"
+            family = "baselines" if is_baseline else rows[0]["family"]
+            listed.setdefault(family, []).append({"title": method, "summary": summary, "file": path.split("/")[1]})
+            shown = sorted(rows, key=lambda r: (r["task"], r["metric"], r["model"], r["sparsity"] or 0, r["config"], r["seed"]))
+            self._page(
+                path,
+                "method.html",
+                "Methods",
+                name=method,
+                cards=found,
+                baseline=is_baseline,
+                rows=shown[:ROWS_OF_A_TABLE],
+                left_out=max(0, len(rows) - ROWS_OF_A_TABLE),
+                fixed=fixed_columns(rows),
+                caption=f"Headline metrics of {method}",
+                safe=safe_table([s for s in self.safe if s.row["method"] == method], self.pages),
+            )
+        order = [f for f in family_order(listed) if f != "baselines"] + [f for f in listed if f == "baselines"]
+        self._page("methods/index.html", "methods.html", "Methods", families=[(f, listed[f]) for f in order])
+
+    def _cells(self) -> None:
+        rows: dict[tuple[str, str], list[Row]] = {}
+        for row in self.rows:
+            rows.setdefault((row["source"], row["cell"]), []).append(row)
+        for item in self.judged:
+            key = item.source.name, item.cell.id
+            self._page(self.pages.cell(*key), "cell.html", "Leaderboard", **cell_page(item, rows[key], self.pages))
+
+    def _downloads(self) -> None:
+        contents = {
+            "results.csv": tables.csv(self.table).encode(),
+            "results.json": tables.to_json(self.table).encode(),
+            "results.parquet": tables.parquet(self.table),
+        }
+        files = []
+        for name, content in contents.items():
+            self._write(f"data/{name}", content)
+            digest = hashlib.sha256(content).hexdigest()
+            files.append({"name": name, "path": f"data/{name}", "size": len(content), "sha256": digest})
+        columns = [(name, kind, meaning) for name, (kind, meaning) in COLUMNS.items()]
+        self._page("downloads.html", "downloads.html", "Downloads", files=files, columns=columns, rows=len(self.table))
+
+
+def _environment() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(HERE / "templates"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "bytes_size": notation.bytes_size,
+        "count": notation.count,
+        "number": notation.number,
+        "p_value": notation.p_value,
+        "percent": notation.percent,
+        "ratio": notation.ratio,
+        "raw": math_safe,
+        "short": notation.printable,
+        "signed": notation.signed,
+        "known": notation.known,
+        "web": lambda url: str(url).startswith(("https://", "http://")),
+    }
+    return environment
+
+
+def _facts(headline: Sequence[Row], judged: Sequence[Judged], sources: Sequence[Source]) -> dict[str, Any]:
+    """What the overview and the footer say of everything."""
+    tested = [row for row in headline if row["role"] in TESTED_ROLES]
+    decided = [row["verdict"] for row in tested if row["verdict"] in ("improved", "non-inferior", "regressed")]
+    open_ = [row for row in tested if row["verdict"] == "inconclusive"]
+    days = sorted({item.cell.environment.started[:10] for item in judged if item.cell.environment.started})
+    broken = sum(len(source.broken) for source in sources)
+    return {
+        "suites": sorted({row["suite"] for row in headline if row["suite"]}),
+        "measured": days[0] if len(days) == 1 else f"{days[0]} to {days[-1]}" if days else "",
+        "cells": len(judged) + broken,
+        "failed": len({(row["source"], row["cell"]) for row in headline if row["status"] == "failed"}),
+        "methods": len({row["method"] for row in headline if row["role"] not in ("baseline", "noise", "")}),
+        "families": family_order(row["family"] for row in headline if row["family"]),
+        "tasks": len({row["task"] for row in headline if row["task"]}),
+        "silent": len({line["name"] for line in baseline_lines(headline) if line["signal"] == "none"}),
+        "models": len({row["model"] for row in headline if row["model"]}),
+        "samples": sum(row["n"] or 0 for row in tested if row["delta"] is not None),
+        "decided": len(decided) / (len(decided) + len(open_)) if decided or open_ else None,
+    }
+
+
+def _source_line(source: Source, judged: Sequence[Judged]) -> dict[str, Any]:
+    mine = [item.cell for item in judged if item.source is source]
+    days = sorted({cell.environment.started[:10] for cell in mine if cell.environment.started})
+    suites = sorted({(cell.record.placement.suite, cell.record.placement.suite_version) for cell in mine})
+    commits = {c.environment.commit + ("+changes" if c.environment.dirty else "") for c in mine if c.environment.commit}
+    return {
+        "name": notation.printable(source.name, 80),
+        "suite": ", ".join(notation.printable(name, 60) for name, _ in suites),
+        "version": ", ".join(str(version) for _, version in suites),
+        "cells": len(mine) + len(source.broken),
+        "measured": days[0] if len(days) == 1 else f"{days[0]} to {days[-1]}" if days else "",
+        "hardware": sorted({cell.environment.hardware for cell in mine}),
+        "commits": sorted(commits),
+    }

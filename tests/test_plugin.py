@@ -1,0 +1,140 @@
+"""A method from another package: a class of at most forty lines and one entry point, found, listed and run."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import models
+import pytest
+from documents import ROOT, blocks
+
+from sparsebench.store import Store
+
+PLUGIN = Path(__file__).parent / "plugin"
+METHOD = "relative-importance"
+
+SUITE = """\
+suite: with-plugins
+version: 1
+systems:
+  tiny: {model: "path:MODEL", dtype: float32}
+calibration:
+  prose: {data: prose, sequences: 4, length: 128}
+grids:
+  - name: weights
+    system: tiny
+    calibration: prose
+    tasks: [{task: prose-perplexity, limit: 2}]
+    methods:
+      - {method: relative-importance, budgets: {sparsity: 0.5, pattern: "2:4"}}
+      - {method: input-variance, budgets: {sparsity: 0.5}}
+  - name: decoding
+    system: tiny
+    tasks: [{task: prose-continuation, limit: 1}]
+    methods:
+      - {method: recent-only, budgets: {sparsity: 0.5}}
+"""
+
+
+def python(code: str, *arguments: str, path: Path, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """Run `code` in a process that has `path` among its packages."""
+    beside = os.environ.get("PYTHONPATH")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(path), *([beside] if beside else [])])}
+    command = [sys.executable, "-c", code, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=cwd, check=False)
+
+
+def sparsebench(*arguments: str, path: Path) -> subprocess.CompletedProcess[str]:
+    """Run the command line in a process that has `path` among its packages."""
+    return python("from sparsebench.cli import main; main()", *arguments, path=path, cwd=path)
+
+
+@pytest.fixture(scope="module")
+def packages(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that the plugin was installed into with pip, and that has the examples of docs/adapters.md beside it."""
+    target = tmp_path_factory.mktemp("packages")
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    offline = ["--no-deps", "--no-index", "--no-build-isolation", "--target", str(target)]
+    subprocess.run([*pip, *offline, str(PLUGIN)], check=True)
+    for number, code in enumerate(blocks(ROOT / "docs" / "adapters.md", "python")):
+        (target / f"example{number}.py").write_text(code)
+        method, name = re.search(r'id="(.+?)"', code), re.search(r"^class (\w+)", code, re.MULTILINE)
+        assert method and name
+        distribution(target, f"example{number}", f"{method[1]} = example{number}:{name[1]}")
+    return target
+
+
+def distribution(folder: Path, name: str, entry: str) -> None:
+    """An installed package that has an adapter's entry point and nothing else."""
+    info = folder / f"{name}-1.0.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(f"[sparsebench.adapters]\n{entry}\n")
+
+
+def test_the_example_is_short_and_the_readmes() -> None:
+    code = (PLUGIN / "sparsebench_relative_importance.py").read_text()
+    assert len(code.splitlines()) <= 40
+    assert code in blocks(ROOT / "README.md", "python")
+
+
+def test_a_plugin_is_listed_and_shown(packages: Path) -> None:
+    listed = sparsebench("list", "adapters", "--json", path=packages)
+    assert listed.returncode == 0, listed.stderr
+    row = next(row for row in json.loads(listed.stdout) if row["id"] == METHOD)
+    assert row["family"] == "pruning"
+    assert row["title"] == "Relative importance"
+    shown = sparsebench("show", METHOD, path=packages)
+    assert "Plug-and-Play" in shown.stdout, shown.stderr
+
+
+def test_plugins_run_in_a_suite(packages: Path, tmp_path: Path) -> None:
+    models.tiny_model("llama").save_pretrained(tmp_path / "model")
+    models.tiny_tokenizer().save_pretrained(tmp_path / "model")
+    (tmp_path / "suite.yaml").write_text(SUITE.replace("MODEL", str(tmp_path / "model")))
+    code = "from pathlib import Path; from sparsebench.run import run_suite; run_suite('suite.yaml', Path('results'))"
+    ran = python(code, path=packages, cwd=tmp_path)
+    assert ran.returncode == 0, ran.stderr
+
+    cells = list(Store.open(tmp_path / "results"))
+    assert {cell.record.outcome.error for cell in cells} == {None}
+    sparse = {cell.record.placement.label: cell.record.outcome for cell in cells if cell.spec.stack}
+    assert set(sparse) == {f"{METHOD} 50%", f"{METHOD} 2:4", "input-variance 50%", "recent-only 50%"}
+    for label, outcome in sparse.items():
+        assert outcome.sparsity == pytest.approx(0.5, abs=0.01), label
+        assert outcome.exercised, label
+    assert sparse["recent-only 50%"].phase == "decode"
+    assert len({cell.record.outcome.metrics[0].value for cell in cells}) == 6, "each changes the result"
+
+
+def test_a_broken_plugin_is_a_warning(tmp_path: Path) -> None:
+    broken = {
+        "missing = package_that_is_not_there:Method": "package_that_is_not_there",
+        "foreign = json:JSONDecoder": "not an Adapter",
+        "renamed = sparsebench.adapters.pruning.magnitude:Magnitude": "'magnitude'",
+    }
+    for number, entry in enumerate(broken):
+        distribution(tmp_path, f"broken{number}", entry)
+    listed = sparsebench("list", "adapters", "--json", path=tmp_path)
+    assert listed.returncode == 0, listed.stderr
+    ids = {row["id"] for row in json.loads(listed.stdout)}
+    assert "wanda" in ids
+    for entry, reason in broken.items():
+        name = entry.partition(" ")[0]
+        assert name not in ids
+        assert re.search(f"{name!r} left out: .*{reason}", listed.stderr)
+    other = sparsebench("show", "wanda", path=tmp_path)
+    assert (other.returncode, other.stderr) == (0, "")
+
+
+def test_a_plugin_does_not_replace_a_method_of_the_package(tmp_path: Path) -> None:
+    (tmp_path / "thief.py").write_text("raise RuntimeError\n")
+    distribution(tmp_path, "thief", "wanda = thief:Wanda")
+    shown = sparsebench("show", "wanda", path=tmp_path)
+    assert shown.returncode == 0
+    assert "Mingjie Sun" in shown.stdout

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from sparsebench.errors import IntegrityError
 from sparsebench.identity import seed_of
-from sparsebench.metrics import Metric
+from sparsebench.metrics import LARGEST_EXPONENT, Metric
 from sparsebench.reports.changes import Changes, changed_samples
 from sparsebench.reports.pairing import align, clusters_of, metric_mismatch, task_mismatch, unusable
 from sparsebench.reports.sources import Array, Cells, IntArray, Samples, Source, read_samples
@@ -250,19 +250,19 @@ def value_of(metric: Metric, numerator: Array, weight: Array | None) -> float | 
         weight: Its denominators, `[samples]`; None where each is 1.
     """
     present = ~np.isnan(numerator)
-    total = float(present.sum()) if weight is None else float(weight[present].sum())
-    if not present.any() or total == 0:
+    if not present.any():
         return None
-    ratio = float(numerator[present].sum()) / total
-    if metric.transform == "exp":
-        return math.exp(ratio) if ratio < 700 else math.inf
-    return ratio
+    total = float(present.sum()) if weight is None else float(weight[present].sum())
+    ratio = float(numerator[present].sum()) / total if total else math.nan
+    if metric.transform == "exp" and not math.isnan(ratio):
+        return math.exp(min(ratio, LARGEST_EXPONENT))
+    return ratio if math.isfinite(ratio) else None
 
 
 def same_value(a: float | None, b: float | None) -> bool:
-    """Whether a recorded and a recomputed value agree; an infinite one cannot be recorded and stands as None."""
-    if a is None or b is None or math.isinf(a) or math.isinf(b):
-        return (a is None or math.isinf(a)) == (b is None or math.isinf(b))
+    """Whether a recorded and a recomputed value agree."""
+    if a is None or b is None:
+        return a is b
     return math.isclose(a, b, rel_tol=1e-9, abs_tol=1e-12)
 
 

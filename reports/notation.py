@@ -40,8 +40,11 @@ _NOT_PRINTABLE = {"Cc", "Cf", "Cs", "Co", "Zl", "Zp"}
 
 def printable(text: object, limit: int | None = None) -> str:
     """One line of text without control, direction or other invisible characters, cut to `limit` characters."""
-    spaced = re.sub(r"\s+", " ", str(text))
-    kept = "".join(c for c in spaced if unicodedata.category(c) not in _NOT_PRINTABLE).strip()
+    kept = str(text)
+    if not kept.isprintable() or "  " in kept:
+        spaced = re.sub(r"\s+", " ", kept)
+        kept = "".join(c for c in spaced if unicodedata.category(c) not in _NOT_PRINTABLE)
+    kept = kept.strip()
     return kept if limit is None or len(kept) <= limit else kept[: limit - 1] + "…"
 
 

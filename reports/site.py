@@ -183,7 +183,7 @@ class _Builder:
             counts=verdict_counts(self.headline, lambda f: self.leaderboard_files.get(f, "leaderboard/index.html")),
             safe=safe_table(self.safe, self.pages, most=40),
             figure=figure,
-            failed=[{**row, "page": self.pages.cell(row["source"], row["cell"])} for row in failed[:FAILED_SHOWN]],
+            failed=[Row(row, page=self.pages.cell(row["source"], row["cell"])) for row in failed[:FAILED_SHOWN]],
             failed_left_out=max(0, len(failed) - FAILED_SHOWN),
             sources=[_source_line(source, self.judged) for source in self.sources],
         )

@@ -19,7 +19,12 @@ from sparsebench.reports.safe import SafeSparsity
 from sparsebench.reports.tables import records
 from sparsebench.reports.verdicts import TESTED_ROLES
 
-Row = dict[str, Any]
+
+
+class Row(dict[str, Any]):
+    """A row whose columns templates may name as attributes, which is faster for them than looking up keys."""
+
+    __getattr__ = dict.__getitem__
 
 
 class Pages:
@@ -53,31 +58,31 @@ def row_views(table: pd.DataFrame, pages: Pages) -> list[Row]:
     return [_view(row, pages) for row in records(table)]
 
 
-def _view(row: Row, pages: Pages) -> Row:
+def _view(row: dict[str, Any], pages: Pages) -> Row:
     dense = row["dense"]
     places = notation.decimals(dense) if dense is not None else None
     sign = 1 if row["higher_is_better"] else -1
-    return {
-        **row,
-        "page": pages.cell(row["source"], row["cell"]) or "index.html#failed",
-        "method_page": pages.method(row["method"]),
-        "task_page": pages.task(row["task"]),
-        "places": places,
-        "fine": None if places is None else places + 1,
-        "gain": None if row["delta"] is None else sign * row["delta"],
-        "interval": notation.interval(row["delta_low"], row["delta_high"], places),
-        "value_interval": _value_interval(row, places),
-        "forest": forest(row),
-    }
+    return Row(
+        row,
+        page=pages.cell(row["source"], row["cell"]) or "index.html#failed",
+        method_page=pages.method(row["method"]),
+        task_page=pages.task(row["task"]),
+        places=places,
+        fine=None if places is None else places + 1,
+        gain=None if row["delta"] is None else sign * row["delta"],
+        interval=notation.interval(row["delta_low"], row["delta_high"], places),
+        value_interval=_value_interval(row, places),
+        forest=forest(row),
+    )
 
 
-def _value_interval(row: Row, places: int | None) -> str:
+def _value_interval(row: dict[str, Any], places: int | None) -> str:
     if row["ci_low"] is None or row["ci_high"] is None:
         return ""
     return f"{notation.number(row['ci_low'], places)} to {notation.number(row['ci_high'], places)}"
 
 
-def forest(row: Row) -> Markup:
+def forest(row: dict[str, Any]) -> Markup:
     """The interval of a difference as a small drawing: the baseline in the middle, better to the right."""
     low, high, delta, margin = row["delta_low"], row["delta_high"], row["delta"], row["margin"]
     if low is None or high is None or delta is None:

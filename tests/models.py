@@ -49,6 +49,34 @@ ARCHITECTURES: dict[str, Callable[[], Any]] = {
     # a window in every layer
     "mistral": lambda: hf.MistralConfig(**GROUPED, sliding_window=24),
 }
+PLAIN: dict[str, Callable[[], Any]] = {
+    # recurrent; no attention at all
+    "mamba": lambda: hf.MambaConfig(**SIZES, hidden_size=48, num_hidden_layers=3, state_size=8),
+    "rwkv": lambda: hf.RwkvConfig(
+        vocab_size=VOCAB, hidden_size=48, num_hidden_layers=3, attention_hidden_size=48, bos_token_id=257, eos_token_id=258
+    ),
+    # ALiBi, and attention of the model's own
+    "bloom": lambda: hf.BloomConfig(**SIZES, hidden_size=48, n_layer=3, n_head=4),
+    "falcon": lambda: hf.FalconConfig(**SIZES, **HEADS, alibi=True, new_decoder_architecture=False),
+    # attention of the model's own, with windows
+    "gpt_neo": lambda: hf.GPTNeoConfig(
+        **SIZES, hidden_size=48, num_layers=4, num_heads=4, attention_types=[[["global", "local"], 2]], window_size=16
+    ),
+    # recurrent and attending layers in turn
+    "recurrent_gemma": lambda: hf.RecurrentGemmaConfig(
+        **SIZES, **HEADS, intermediate_size=96, lru_width=48, attention_window_size=24, num_key_value_heads=1, head_dim=12
+    ),
+    "jamba": lambda: hf.JambaConfig(
+        **GROUPED, attn_layer_period=2, attn_layer_offset=1, num_experts=2, mamba_d_state=8
+    ),
+    # convolutions and attention in turn
+    "lfm2": lambda: hf.Lfm2Config(**GROUPED, layer_types=["conv", "full_attention", "conv"]),
+    # attention within chunks
+    "llama4": lambda: hf.Llama4TextConfig(
+        **GROUPED, intermediate_size_mlp=96, head_dim=12, num_local_experts=2, attention_chunk_size=32
+    ),
+}
+"""Architectures that cannot run in packed rows."""
 WINDOWED = ["sliding_attention", "full_attention", "sliding_attention"]
 
 
@@ -57,7 +85,7 @@ def tiny_model(name: str = "llama", seed: int = 0, dtype: torch.dtype = torch.fl
     state = torch.random.get_rng_state()
     torch.manual_seed(seed)
     try:
-        model = hf.AutoModelForCausalLM.from_config(ARCHITECTURES[name]())
+        model = hf.AutoModelForCausalLM.from_config({**ARCHITECTURES, **PLAIN}[name]())
         with torch.no_grad():
             for parameter in model.parameters():
                 if parameter.ndim == 1:

@@ -83,6 +83,31 @@ def test_experts_count_those_that_run():
     assert many == 2 * (shape.stored_params + shape.head_params)
 
 
+EXPERTS = {
+    "mixtral": lambda: hf.MixtralConfig(**models.GROUPED, num_local_experts=4, num_experts_per_tok=2),
+    "gpt_oss": lambda: hf.GptOssConfig(**models.GROUPED, head_dim=16, num_local_experts=4, num_experts_per_tok=2),
+    # latent attention with narrower values, a dense first layer, a shared expert
+    "deepseek_v3": lambda: hf.DeepseekV3Config(
+        **{**models.GROUPED, "num_key_value_heads": 4},
+        **{"q_lora_rank": 16, "kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 12},
+        **{"n_routed_experts": 4, "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1},
+        moe_intermediate_size=32,
+        first_k_dense_replace=1,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", EXPERTS)
+def test_flops_of_experts_are_those_of_pytorchs_counter(name):
+    model = hf.AutoModelForCausalLM.from_config(EXPERTS[name]())
+    model.set_experts_implementation("eager")  # the counter does not know the grouped product
+    system = CausalLM(model, models.tiny_tokenizer())
+    shape = replace(system.shape, windows=(None,) * 3)
+    prefill = dense_cost(shape, Request(40, 0, batch=2)).prefill
+    counted = counted_flops(model, torch.randint(0, 256, (2, 40)))
+    assert counted == pytest.approx(prefill.linear + prefill.head + prefill.attention * 80 / 41, rel=1e-12)
+
+
 def test_shape_reads_windows_and_grouped_heads():
     assert models.tiny_system("gemma2").shape.windows == (24, None, 24)
     assert models.tiny_system("gemma3").shape.windows == (24, None, 24)
@@ -91,6 +116,19 @@ def test_shape_reads_windows_and_grouped_heads():
     assert (llama.windows, llama.heads, llama.kv_heads, llama.head_dim) == ((None,) * 3, 4, 2, 12)
     assert llama.head_params == 48 * models.VOCAB
     assert llama.parameters == sum(p.numel() for p in models.tiny_model("llama").parameters())
+
+
+def test_windows_follow_the_layers_that_are_left():
+    """A model that has lost its first layer: the others keep their places, and with them their windows."""
+    model = models.tiny_model("gemma3")
+    del model.model.layers[0]
+    assert CausalLM(model, models.tiny_tokenizer()).shape.windows == (None, 24)
+
+
+def test_what_is_no_decoder_of_attention_blocks_is_refused():
+    mamba = hf.AutoModelForCausalLM.from_config(hf.MambaConfig(vocab_size=260, hidden_size=32, num_hidden_layers=2))
+    with pytest.raises(InputError, match="Mamba"):
+        _ = CausalLM(mamba, models.tiny_tokenizer()).shape
 
 
 def test_chunked_attention_is_refused():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,23 @@ def test_commands_are_understood(command: str) -> None:
     # A text that only speaks of a command ("`sparsebench plan`") need not have its arguments.
     if rest:
         chosen.make_context(name, list(rest), parent=context)
+
+
+def test_messages_name_commands_that_there_are() -> None:
+    names = set(typer.main.get_command(app).commands)
+    for path in (ROOT / "src").rglob("*.py"):
+        for name in re.findall(r"`sparsebench ([a-z][a-z-]*)", path.read_text(encoding="utf-8")):
+            assert name in names, f"{path.relative_to(ROOT)} names `sparsebench {name}`"
+
+
+def test_the_readmes_scripts_can_be_run() -> None:
+    scripts = [line for block in blocks(ROOT / "README.md", "sh") for line in block.splitlines() if line[:2] == "./"]
+    assert scripts == ["./quickstart", "./test"]
+    for script in [*scripts, ".ci/run", "scripts/environment.sh"]:
+        shell = "bash" if script == ".ci/run" else "sh"
+        assert subprocess.run([shell, "-n", ROOT / script], check=False).returncode == 0
+        assert script.endswith(".sh") or (ROOT / script).stat().st_mode & 0o111
+    assert "./test" in (ROOT / ".ci" / "run").read_text().splitlines()[-1]
 
 
 def test_commands_are_found() -> None:
@@ -107,8 +125,8 @@ def write_task(folder: Path) -> None:
     (folder / "colours.jsonl").write_text(blocks(DOCS / "suites.md", "json")[0])
 
 
-def write_log(folder: Path, model: Any, tokenizer: Any) -> None:
-    """A log of lm-eval's own backend, as `lm_eval --log_samples --output_path` leaves it."""
+def write_log(folder: Path, model: Any, tokenizer: Any) -> float:
+    """A log as `lm_eval --log_samples --output_path` leaves it, by its own backend; the accuracy that it reports."""
     import lm_eval
     from lm_eval.loggers import EvaluationTracker
     from lm_eval.models.huggingface import HFLM
@@ -133,6 +151,7 @@ def write_log(folder: Path, model: Any, tokenizer: Any) -> None:
     tracker.save_results_aggregated(found, samples)
     for name, lines in samples.items():
         tracker.save_results_samples(name, lines)
+    return float(found["results"]["colours"]["acc,none"])
 
 
 def test_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -141,7 +160,7 @@ def test_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     tokenizer.save_pretrained(tmp_path / "model")
     (tmp_path / "mine.yaml").write_text(SUITE.replace("MODEL", str(tmp_path / "model")))
     write_task(tmp_path)
-    write_log(tmp_path, model, tokenizer)
+    accuracy = write_log(tmp_path, model, tokenizer)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     monkeypatch.chdir(tmp_path)
 
@@ -151,7 +170,8 @@ def test_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
 
     printed = capsys.readouterr().out
     assert "magnitude+streaming-llm" in printed
-    assert "black" in printed
+    assert names["samples"]["colours"]["acc"].mean() == accuracy
+    assert "prunable=" in printed
     table = names["table"]
     assert set(table["source"]) == {"mine", "suite"}
     assert not (table["verdict"] == "failed").any()

@@ -101,6 +101,12 @@ def test_the_wheel_holds_every_file_of_the_package(built: tuple[Path, Path]) -> 
     assert {"suites/quickstart.yaml", "suites/tasks/facts-short.yaml", "py.typed"} <= inside
 
 
+def test_every_folder_with_code_is_a_package() -> None:
+    files = files_below(PACKAGE)
+    for folder in {str(Path(name).parent) for name in files if name.endswith(".py")}:
+        assert str(Path(folder, "__init__.py")) in files, f"{folder} has no __init__.py"
+
+
 def test_templates_and_assets_are_in_the_wheel(built: tuple[Path, Path]) -> None:
     names = zipfile.ZipFile(built[1]).namelist()
     for folder in ("templates", "assets"):

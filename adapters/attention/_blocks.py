@@ -15,16 +15,17 @@ SLICE = 256
 """Queries whose attention weights are held at a time."""
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=32)
 def block_pairs(start: int, count: int, window: int | None, size: int) -> torch.Tensor:
     """Visible pairs in each block, int64 [query_blocks, key_blocks]; block 0 of the queries holds position `start`."""
-    positions = torch.arange(start, start + count)
-    lowest = (positions + 1 - (window or start + count)).clamp(min=0)
     edges = torch.arange(0, start + count, size)
-    seen = torch.minimum(positions[:, None] + 1, edges + size) - torch.maximum(lowest[:, None], edges)
-    blocks = positions // size - start // size
-    pairs = torch.zeros((int(blocks[-1]) + 1, len(edges)), dtype=torch.int64)
-    return pairs.index_add(0, blocks, seen.clamp(min=0))
+    pairs = torch.zeros(((start + count - 1) // size - start // size + 1, len(edges)), dtype=torch.int64)
+    for first in range(start, start + count, 4 * SLICE):
+        positions = torch.arange(first, min(first + 4 * SLICE, start + count))
+        lowest = (positions + 1 - (window or start + count)).clamp(min=0)
+        seen = torch.minimum(positions[:, None] + 1, edges + size) - torch.maximum(lowest[:, None], edges)
+        pairs.index_add_(0, positions // size - start // size, seen.clamp(min=0))
+    return pairs
 
 
 def own_blocks(pairs: torch.Tensor, start: int, size: int) -> torch.Tensor:

@@ -65,7 +65,9 @@ def levelled(sparsities: Sequence[float], sizes: Sequence[int], target: float) -
 
 
 def outlier_share(scores: Sequence[torch.Tensor], factor: float = OUTLIER_FACTOR) -> float:
-    """Share of a block's scores that exceed `factor` times their mean over the block."""
+    """Share of a block's scores that exceed `factor` times their mean over the block; 0 where it has none."""
     size = sum(score.numel() for score in scores)
+    if not size:
+        return 0.0
     mean = sum(float(score.double().sum()) for score in scores) / size
     return sum(int((score > factor * mean).sum()) for score in scores) / size

@@ -44,7 +44,7 @@ def run(
         InputError: Something about the suite or a reference is wrong; nothing was run.
     """
     from sparsebench.reports.collect import collect
-    from sparsebench.run import run_suite
+    from sparsebench.suite_run import run_suite
 
     folder = Path(out) if out is not None else None
     outcome = run_suite(suite, folder, model, limit=limit, executor=executor, workers=workers, device=device)

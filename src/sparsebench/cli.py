@@ -105,7 +105,7 @@ def run(
     """Run a suite; cells that RESULTS holds already are not computed again."""
     from sparsebench.reports.collect import collect
     from sparsebench.reports.tables import print_terminal
-    from sparsebench.run import run_suite
+    from sparsebench.suite_run import run_suite
 
     outcome = run_suite(
         suite,
@@ -143,7 +143,7 @@ def plan(
     device: DeviceOption = None,
 ) -> None:
     """Cells of a suite, their predicted cost and the power of each comparison; runs nothing."""
-    from sparsebench.run import planned, results_folder
+    from sparsebench.suite_run import planned, results_folder
     from sparsebench.store import Store
 
     made = planned(suite, model, limit, device)

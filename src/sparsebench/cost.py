@@ -65,6 +65,8 @@ class ModelShape:
             InputError: The model attends in a way whose cost is not modelled.
         """
         config, model = system.config, system.model
+        if not getattr(config, "num_attention_heads", None) or not system.blocks:
+            raise InputError(f"{type(model).__name__}: not a decoder of attention blocks", "its cost is not modelled")
         heads = int(config.num_attention_heads)
         active, stored = _linear_params(system)
         head = model.get_output_embeddings()
@@ -280,16 +282,19 @@ def _expert_share(config: Any, experts: int, name: str) -> float:
 
 
 def _windows(config: Any, blocks: list[Any]) -> tuple[int | None, ...]:
-    kinds = getattr(config, "layer_types", None) or [None] * len(blocks)
-    width = getattr(config, "sliding_window", None)
+    kinds = getattr(config, "layer_types", None) or []
     found: list[int | None] = []
-    for kind, block in zip(kinds, blocks, strict=True):
+    for index, block in enumerate(blocks):
+        # A model may have lost layers since its configuration was written: each layer knows its own place.
+        place = next((int(m.layer_idx) for m in block.modules() if getattr(m, "layer_idx", None) is not None), index)
+        kind = kinds[place] if place < len(kinds) else None
         if kind == "chunked_attention":
             raise InputError("chunked attention is not modelled", "the model's layers attend within fixed chunks")
         if kind not in (None, "full_attention", "sliding_attention"):
             found.append(0)
             continue
         own = [m.sliding_window for m in block.modules() if hasattr(m, "sliding_window")]
-        window = own[0] if own else (width if kind != "full_attention" else None)
+        everywhere = getattr(config, "sliding_window", None) if kind != "full_attention" else None
+        window = own[0] if own else everywhere
         found.append(int(window) if window else None)
     return tuple(found)

@@ -104,7 +104,8 @@ def process(
         thread.start()
     try:
         for thread in threads:
-            thread.join()
+            while thread.is_alive():  # a signal that another thread got is handled between two waits only
+                thread.join(timeout=0.1)
     except BaseException:
         stop.asked = True
         for worker in running:

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict
 from sparsebench import adapters
 from sparsebench.adapters.base import Sparsity
 from sparsebench.budget import Budget
-from sparsebench.errors import InputError, UnknownNameError
+from sparsebench.errors import InputError, MissingError, UnknownNameError
 from sparsebench.identity import cell_id, digest
 from sparsebench.records import CellSpec, MemberSpec, Placement, SystemSpec
 from sparsebench.suite import DENSE, Grid, Member, MethodEntry, Suite, SystemEntry
@@ -185,7 +185,10 @@ def _bound(
     key = (task, limit, name)
     if key not in tasks:
         same = next((b for (t, n, _), b in tasks.items() if (t, n) == key[:2] and system.tokenizer is None), None)
-        tasks[key] = same or registry.get(task).bind(system.tokenizer, limit)
+        try:
+            tasks[key] = same or registry.get(task).bind(system.tokenizer, limit)
+        except MissingError as error:
+            raise MissingError(f"task {task}: {error.message}", error.hint) from error
     return tasks[key]
 
 

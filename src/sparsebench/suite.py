@@ -310,10 +310,13 @@ def _check_methods(source: YamlSource) -> None:
         method, knobs = given.get("method"), given.get("knobs") or {}
         if not isinstance(method, str) or method in ("", DENSE) or not isinstance(knobs, dict):
             continue
+        known = method in adapters.ids()
         try:
+            if not known:
+                raise UnknownNameError("adapter", method, [DENSE, *adapters.ids()])
             adapter = adapters.get(method).configure(knobs)
         except InputError as error:
-            key = () if isinstance(entry, str) else ("method",) if method not in adapters.ids() else ("knobs",)
+            key = () if isinstance(entry, str) else ("knobs",) if known else ("method",)
             raise source.error((*place, *key), error.message, error.hint) from None
         key = "budgets" if "budgets" in given else "budget"
         budgets = given.get(key) or {}

@@ -134,3 +134,4 @@ def test_outliers() -> None:
     scores = [torch.tensor([[1.0, 1, 1]]), torch.tensor([[1.0, 1, 55]])]  # mean 10
     assert _ratios.outlier_share(scores) == pytest.approx(1 / 6)
     assert _ratios.outlier_share(scores, factor=6) == 0
+    assert _ratios.outlier_share([]) == 0

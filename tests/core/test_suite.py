@@ -101,7 +101,7 @@ ERRORS = [
     ("- prose-perplexity", "- prose-perplexty", "grids.0.tasks.0", "unknown task", "did you mean 'prose-perplexity'"),
     ("task: facts-short", "task: facts-shrot", "grids.0.tasks.1", "unknown task", "'facts-short'"),
     ("limit: 5", "limit: 0", "grids.0.tasks.1.limit", "greater than", None),
-    ("      - dense\n", "      - dens\n", "grids.0.methods.0", "unknown adapter", "there are"),
+    ("      - dense\n", "      - dens\n", "grids.0.methods.0", "unknown adapter", "did you mean 'dense'"),
     ("method: wanda", "method: wnada", "grids.0.methods.2.method", "unknown adapter 'wnada'", "did you mean 'wanda'"),
     ("compare_group: layer", "compare_goup: layer", "grids.0.methods.2.knobs", "unknown knob", "'compare_group'"),
     ("compare_group: layer", "compare_group: column", "grids.0.methods.2.knobs", "compare_group='column'", None),

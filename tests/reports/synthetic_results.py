@@ -210,9 +210,10 @@ class Writer:
         replica: str = "",
         damage: float = 0.0,
         seed: int = 0,
+        frame: pd.DataFrame | None = None,
         **changes: Any,
     ) -> StoredCell:
-        """Write one cell; `changes` go into its outcome, placement or environment by field name."""
+        """Write one cell with these samples, or made ones; `changes` go into its outcome, placement or environment."""
         system = (method.system if method else ENCODER if task is SEARCH else LM).model_copy(update={"replica": replica})
         wanted = dict(method.budgets[budget]) if method else None
         stack = [MemberSpec(method=method.id, knobs=method.knobs, budget=wanted)] if method else []
@@ -227,7 +228,7 @@ class Writer:
             seed=seed,
         )
         identity = cell_id(spec.plain())
-        frame = samples_of(task, damage, seed_of(identity), self.samples)
+        frame = samples_of(task, damage, seed_of(identity), self.samples) if frame is None else frame
         metrics = [
             MetricValue(metric=m, value=m.value(frame), n=int(frame[m.column].notna().sum())) for m in task.metrics
         ]

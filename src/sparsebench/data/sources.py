@@ -197,8 +197,12 @@ def local_paths(patterns: str | list[str]) -> list[Path]:
         MissingError: `data_folder`, or nothing is there for one of them.
         InputError: One leads out of the folder.
     """
-    root = data_folder()
-    return [path for pattern in _texts(patterns) for path in _below(root, pattern)]
+    wanted = _texts(patterns)
+    try:
+        root = data_folder()
+    except MissingError as error:
+        raise MissingError(f"local:{','.join(wanted)}: {error.message}", error.hint) from None
+    return [path for pattern in wanted for path in _below(root, pattern)]
 
 
 def data_folder() -> Path:

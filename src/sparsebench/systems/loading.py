@@ -24,8 +24,11 @@ if TYPE_CHECKING:
 
     from sparsebench.systems.causal_lm import CausalLM
 
-CONVERSION = 1
+CONVERSION = 2
 """Version of the GGUF conversion; part of the name under which it is cached."""
+
+PRECISION = "base_precision.txt"
+"""File of a converted model that says what its weights were stored in."""
 
 CAUSAL = ("ForCausalLM", "LMHeadModel")
 WEIGHTS = (".safetensors", ".bin", ".gguf", ".pt", ".pth")
@@ -62,7 +65,8 @@ def model_files(ref: str) -> ModelFiles:
     path = located.path
     if path.is_file() and path.suffix == ".gguf":
         fingerprint = _cached_digest(path)
-        return ModelFiles(str(reference), _converted(path, fingerprint), fingerprint, gguf_precision(path))
+        folder = _converted(path, fingerprint)
+        return ModelFiles(str(reference), folder, fingerprint, (folder / PRECISION).read_text(encoding="utf-8"))
     if path.is_file():
         raise InputError(
             f"{ref}: {path.name} is no model", "give a folder in the form of transformers, or a .gguf file"
@@ -271,6 +275,8 @@ def _converted(path: Path, fingerprint: str) -> Path:
         clean.load_state_dict(loaded.state_dict())
         clean.save_pretrained(aside)
         tokenizer.save_pretrained(aside)
+        # Reading a GGUF file's tables takes seconds, so what they say of the precision is kept.
+        (aside / PRECISION).write_text(gguf_precision(path), encoding="utf-8")
         return publish(aside, target)
 
 

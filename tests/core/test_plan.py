@@ -1,0 +1,232 @@
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+import yaml
+from models import data_folder
+
+from sparsebench.errors import InputError, MissingError, UnknownNameError
+from sparsebench.identity import cell_id
+from sparsebench.plan import plan
+from sparsebench.suite import load_suite
+
+
+def planned(small, limit=None, **changes):
+    return plan(load_suite(str(small.write(**changes))), limit)
+
+
+def rows(made, task):
+    return {(c.placement.label, c.spec.seed): c for c in made.cells if c.spec.task.id == task}
+
+
+def one_grid(small, *methods, **options):
+    grid = {**small.data["grids"][0], "tasks": [small.task("tiny-perplexity")], "methods": list(methods), **options}
+    return [grid]
+
+
+def test_every_row_on_every_task_with_dense_added_and_paired(small):
+    made = planned(small)
+    assert len(made.cells) == 3 * 6 + 1
+    for task in ("tiny-answers", "tiny-choice", "tiny-perplexity"):
+        cells = rows(made, task)
+        assert list(cells) == [
+            ("dense", 0), ("dense (A/A batch 64)", 0), ("random-weights 50%", 0), ("random-weights 50%", 1),
+            ("magnitude 20%", 0), ("magnitude 2:4", 0),
+        ]  # fmt: skip
+        dense = cells.pop(("dense", 0))
+        assert (dense.placement.role, dense.placement.baseline, dense.spec.stack) == ("baseline", None, [])
+        assert {c.placement.baseline for c in cells.values()} == {dense.id}
+        assert {c.placement.role for c in cells.values()} == {"noise", "control", "comparator"}
+        noise = cells["dense (A/A batch 64)", 0]
+        assert (noise.batch_tokens, noise.spec.system.replica) == (64, "A/A batch 64")
+        assert noise.spec.system.fingerprint == dense.spec.system.fingerprint
+    (search,) = rows(made, "tiny-search").values()
+    assert (search.placement.label, search.placement.role, search.placement.baseline) == ("bm25", "baseline", None)
+
+
+def test_ids_are_those_of_the_specifications_and_the_same_in_every_plan(small):
+    made, again = planned(small), planned(small)
+    assert [c.id for c in made.cells] == [c.id for c in again.cells]
+    assert len({c.id for c in made.cells}) == len(made.cells)
+    for cell in made.cells:
+        assert cell.id == cell_id(json.loads(json.dumps(cell.spec.plain())))
+    assert made.lock == again.lock
+    json.dumps(made.lock, allow_nan=False)
+
+
+def test_other_data_other_ids(small):
+    before = planned(small)
+    path = small.folder / "facts.jsonl"
+    path.write_text(path.read_text().replace("Lily", "Lola", 1))
+    after = planned(small)
+    changed = {c.spec.task.id for c, d in zip(before.cells, after.cells, strict=True) if c.id != d.id}
+    assert changed == {"tiny-answers", "tiny-choice"}
+
+
+def test_another_model_other_ids(small, tmp_path):
+    other = shutil.copytree(data_folder("stories260k"), tmp_path / "model", copy_function=shutil.copyfile)
+    reference = f"path:{other}"
+    before = plan(load_suite(str(small.path)).with_model(reference))
+    weights = other / "stories260K.bin"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    after = plan(load_suite(str(small.path)).with_model(reference))
+    changed = {c.spec.system.kind for c, d in zip(before.cells, after.cells, strict=True) if c.id != d.id}
+    assert changed == {"causal-lm"}
+    assert all(c.id != d.id for c, d in zip(before.cells, after.cells, strict=True) if c.spec.system.kind == "causal-lm")
+
+
+def test_a_changed_definition_changes_ids_but_a_changed_title_does_not(small):
+    before = [c.id for c in planned(small).cells]
+    path = small.folder / "tiny-perplexity.yaml"
+    task = yaml.safe_load(path.read_text())
+    path.write_text(yaml.safe_dump({**task, "title": "another", "description": "too"}))
+    assert [c.id for c in planned(small).cells] == before
+    path.write_text(yaml.safe_dump({**task, "score_from": 8}))
+    assert [c.id for c in planned(small).cells] != before
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 7])
+def test_shards_share_out_all_cells_and_keep_baselines_with_them(small, count):
+    methods = [
+        "dense",
+        {"method": "magnitude", "budgets": {"sparsity": [0.1, 0.5]}},
+        {"method": "random-weights", "budgets": {"sparsity": 0.5}, "baseline": "magnitude 50%"},
+    ]
+    tasks = [small.task(f"tiny-{name}") for name in ("answers", "choice", "perplexity")]
+    made = planned(small, grids=one_grid(small, *methods, tasks=tasks))
+    parts = [made.shard(index, count) for index in range(1, count + 1)]
+    assert sorted(c.id for part in parts for c in part) == sorted(c.id for c in made.cells)
+    for part in parts:
+        ids = {c.id for c in part}
+        assert all(c.placement.baseline in ids for c in part if c.placement.baseline)
+    assert [[c.id for c in part] for part in parts] == [[c.id for c in made.shard(i, count)] for i in range(1, count + 1)]
+
+
+def test_limits_are_the_smaller_of_the_two(small):
+    tasks = [{"task": small.task("tiny-choice"), "limit": 3}, small.task("tiny-perplexity")]
+    grids = one_grid(small, "dense", tasks=tasks)
+    assert [c.spec.task.limit for c in planned(small, grids=grids).cells] == [3, None]
+    assert [c.spec.task.limit for c in planned(small, limit=4, grids=grids).cells] == [3, 4]
+    assert [c.spec.task.limit for c in planned(small, limit=2, grids=grids).cells] == [2, 2]
+    samples = [b.workload.samples for b in planned(small, limit=2, grids=grids).tasks.values()]
+    assert samples == [2, 2]
+
+
+def test_stacks(small):
+    stack = [
+        {"method": "magnitude", "budget": {"sparsity": 0.5}},
+        {"method": "streaming-llm", "budget": {"tokens": 16}},
+    ]
+    dense, both = planned(small, grids=one_grid(small, {"stack": stack})).cells
+    assert both.placement.label == "magnitude 50% + streaming-llm 16 tokens"
+    assert [m.budget for m in both.spec.stack] == [{"sparsity": 0.5}, {"tokens": 16}]
+    assert both.placement.baseline == dense.id
+    other = planned(small, grids=one_grid(small, {"stack": stack[::-1]})).cells[1]
+    assert other.id != both.id
+
+
+def test_knobs_versions_and_calibration_are_in_the_specification(small):
+    calibration = {"prose": {"data": "prose", "sequences": 2, "length": 64}}
+    wanda = {"method": "wanda", "budgets": {"sparsity": 0.5}, "knobs": {"compare_group": "layer"}}
+    grids = one_grid(small, wanda, calibration="prose")
+    cell = planned(small, grids=grids, calibration=calibration).cells[1]
+    (member,) = cell.spec.stack
+    assert member.knobs["compare_group"] == "layer"
+    assert "stats_pass" in member.knobs  # defaults too: another default tomorrow is another cell
+    assert cell.placement.config == "compare_group=layer"
+    assert len(cell.spec.calibration["hash"]) == 64
+    calibration["prose"]["seed"] = 1
+    assert planned(small, grids=grids, calibration=calibration).cells[1].id != cell.id
+    with pytest.raises(InputError, match="reads a calibration text"):
+        planned(small, grids=one_grid(small, wanda))
+
+
+def test_a_row_on_another_system_and_seeds_find_their_own_baselines(small):
+    methods = [
+        {"method": "random-weights", "budgets": {"sparsity": 0.5}, "seeds": [0, 1]},
+        {"stack": [
+            {"method": "random-weights", "budget": {"sparsity": 0.5}},
+            {"method": "streaming-llm", "budget": {"tokens": 16}},
+        ], "seeds": [0, 1], "baseline": "random-weights 50%"},
+    ]  # fmt: skip
+    made = planned(small, grids=one_grid(small, *methods))
+    seeds = {c.id: c.spec.seed for c in made.cells}
+    paired = [(c.spec.seed, seeds[c.placement.baseline]) for c in made.cells if len(c.spec.stack) == 2]
+    assert paired == [(0, 0), (1, 1)]
+
+
+def test_two_rows_of_one_name_are_no_baseline(small):
+    magnitude = {"method": "magnitude", "budgets": {"sparsity": 0.5}}
+    methods = [magnitude, {**magnitude, "knobs": {"compare_group": "row"}}]
+    random = {"method": "random-weights", "budgets": {"sparsity": 0.5}, "baseline": "magnitude 50%"}
+    assert len(planned(small, grids=one_grid(small, *methods)).cells) == 3
+    with pytest.raises(InputError, match="several rows are called 'magnitude 50%'"):
+        planned(small, grids=one_grid(small, *methods, random))
+
+
+def test_what_does_not_fit_together(small):
+    search, words = small.task("tiny-search"), small.task("tiny-perplexity")
+    wrong = [
+        ({"tasks": [search], "methods": ["dense"]}, "tiny-search.yaml does not run on a causal-lm"),
+        ({"tasks": [words], "methods": ["dense"], "system": "lexical"}, "does not run on a lexical"),
+        ({"tasks": [words], "methods": ["bm25"]}, "bm25 does not run on a causal-lm"),
+    ]
+    for changes, message in wrong:
+        with pytest.raises(InputError, match=message):
+            planned(small, grids=[{**one_grid(small)[0], **changes}])
+
+
+def test_margins_of_metrics_that_no_task_has(small):
+    margins = {"tiny-perplexity": {"perplexty": {"relative": 0.1}}}
+    path = small.task("tiny-perplexity")
+    with pytest.raises(InputError, match=r"margins.tiny-perplexity: unknown metric 'perplexty'") as caught:
+        planned(small, grids=one_grid(small, "dense", tasks=[path]), conclude={"margins": margins})
+    assert "did you mean 'perplexity'?" in str(caught.value)
+
+
+def test_what_is_missing_is_said_before_anything_runs(small, monkeypatch, tmp_path):
+    systems = {**small.data["systems"], "stories": {"model": f"path:{tmp_path / 'nowhere'}"}}
+    with pytest.raises(MissingError, match="nowhere does not exist"):
+        planned(small, systems=systems)
+    monkeypatch.delenv("SPARSEBENCH_DATA")
+    with pytest.raises(MissingError, match="SPARSEBENCH_DATA") as caught:
+        planned(small, grids=one_grid(small, "dense", tasks=["arc-easy"]))
+    assert "arc_easy" in str(caught.value)
+    with pytest.raises(UnknownNameError):
+        planned(small, grids=one_grid(small, "dense", tasks=["lm-eval:no-such-task-anywhere"]))
+
+
+def test_a_model_that_is_no_causal_language_model(small, tmp_path):
+    from transformers import BertConfig, BertForMaskedLM
+
+    config = BertConfig(vocab_size=64, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
+    BertForMaskedLM(config).save_pretrained(tmp_path / "bert")
+    suite = load_suite(str(small.path)).with_model(f"path:{tmp_path / 'bert'}")
+    with pytest.raises(InputError, match="BertForMaskedLM, not a causal language model"):
+        plan(suite)
+    (tmp_path / "bert" / "config.json").write_text('{"architectures"')
+    with pytest.raises(InputError, match=r"config\.json: not JSON"):
+        plan(suite)
+
+
+def test_a_model_folder_cut_short(small, tmp_path):
+    from models import tiny_model, tiny_tokenizer
+
+    folder = tmp_path / "llama"
+    tiny_model("llama").save_pretrained(folder)
+    suite = load_suite(str(small.path)).with_model(f"path:{folder}")
+    with pytest.raises(InputError, match="its tokenizer does not load"):
+        plan(suite)
+    tiny_tokenizer().save_pretrained(folder)
+    assert plan(suite).cells[0].flops > 0
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(InputError, match="cut short or damaged"):
+        plan(suite)
+    weights.unlink()
+    with pytest.raises(MissingError, match="holds no model weights"):
+        plan(suite)

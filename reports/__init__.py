@@ -9,6 +9,6 @@
     check.compare("a/", "b/")                    two results folders, or two lm-eval logs
     verify.verify("results/")                    every number again from its samples
 
-In between: `sources` opens results folders, `pairing` says what may be compared, `comparisons` and `verdicts` judge, `views`
-and the `*_pages` modules lay out the site, and `notation` is how numbers, verdicts and names are written.
+In between: `sources` opens results folders, `pairing` says what may be compared, `comparisons` and `verdicts` judge,
+`views` and the `*_pages` modules lay out the site, and `notation` is how numbers, verdicts and names are written.
 """

@@ -35,13 +35,13 @@ def cell_page(item: Judged, rows: Sequence[Row], pages: Pages) -> dict[str, Any]
         "spec": spec,
         "place": place,
         "outcome": outcome,
-        "problem": item.problem,
+        "problem": notation.visible(item.problem),
         "rows": sorted((row for row in rows if row["metric"]), key=lambda row: not row["headline"]),
         "baseline_page": "" if item.is_baseline else baseline,
         "cost": list(_cost(item, first, budget)),
         "speeds": sorted(outcome.speed.items()) if spec.mode == "executed" else [],
         "changes": item.changes,
-        "command": environment.command or f"sparsebench run {place.suite}",
+        "command": notation.visible(environment.command) or f"sparsebench run {notation.printable(place.suite)}",
         "provenance": list(_provenance(item)),
         "spec_json": _json(spec.plain()),
         "facts_json": _json(
@@ -61,13 +61,13 @@ def _unless_in(budget: str, label: str) -> str:
 
 
 def _json(data: Any) -> str:
-    return json.dumps(data, indent=1, sort_keys=True, ensure_ascii=False)
+    return notation.escaped(json.dumps(data, indent=1, sort_keys=True, ensure_ascii=False))
 
 
 def _cost(item: Judged, row: Row, budget: str) -> Iterator[tuple[str, str]]:
     """What the method was asked to leave out, what it left out, and what that costs."""
     outcome = item.cell.record.outcome
-    executed = item.cell.spec.mode == "executed"
+    executed, bytes_read = item.cell.spec.mode == "executed", outcome.bytes_per_token
     of = f" of {notation.printable(outcome.sparsity_of, 80)}" if outcome.sparsity_of else ""
     yield from _known(
         ("Method", method_name(item)),
@@ -76,7 +76,10 @@ def _cost(item: Judged, row: Row, budget: str) -> Iterator[tuple[str, str]]:
         ("Realised sparsity", _and(notation.percent(outcome.sparsity, 2), of)),
         *((f"Density: {name}", notation.percent(value, 2)) for name, value in sorted(outcome.densities.items())),
         ("FLOPs", _and(notation.ratio(row["flops_ratio"]), _absolute(outcome.flops, outcome.flops_dense))),
-        ("Bytes a token", _and(notation.ratio(row["bytes_ratio"]), _absolute(outcome.bytes_per_token, outcome.bytes_per_token_dense))),
+        (
+            "Bytes a token",
+            _and(notation.ratio(row["bytes_ratio"]), _absolute(bytes_read, outcome.bytes_per_token_dense)),
+        ),
         ("Acts in", outcome.phase),
         ("Decode queries a sample", notation.number(outcome.decode_queries)),
         ("Wall time", _and(notation.number(outcome.seconds), " s") if executed else ""),
@@ -91,7 +94,7 @@ def _cost(item: Judged, row: Row, budget: str) -> Iterator[tuple[str, str]]:
         ("Base precision", row["base_precision"]),
         ("Computed in", row["dtype"]),
         ("Departs from the paper", _deviations(item.cell.record.placement.facts.get("deviations"))),
-    )  # fmt: skip
+    )
 
 
 def _provenance(item: Judged) -> Iterator[tuple[str, str]]:

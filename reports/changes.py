@@ -8,6 +8,7 @@ import numpy as np
 
 from sparsebench.metrics import Metric
 from sparsebench.records import CellRecord
+from sparsebench.reports.notation import visible
 from sparsebench.reports.sources import Samples
 
 TEXT_LIMIT = 240
@@ -58,11 +59,12 @@ def changed_samples(record: CellRecord, baseline: Samples, ours: Samples, limit:
 
     wanted = ["sample", *(c for c in ("target", "response") if texts and c in ours.columns)]
     new = ours.table.select(wanted).take(largest).to_pydict()
-    old = baseline.table.select([c for c in ("response",) if c in wanted and c in baseline.columns]).take(largest).to_pydict()
+    shared = ["response"] if "response" in wanted and "response" in baseline.columns else []
+    old = baseline.table.select(shared).take(largest).to_pydict()
 
     def text(columns: dict[str, list[object]], name: str, k: int) -> str:
         value = columns[name][k] if name in columns else None
-        return "" if value is None else str(value)[:TEXT_LIMIT]
+        return "" if value is None else visible(str(value)[:TEXT_LIMIT])
 
     shown = tuple(
         Change(

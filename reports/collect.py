@@ -11,7 +11,7 @@ import pandas as pd
 
 from sparsebench.budget import Budget
 from sparsebench.errors import SparseBenchError
-from sparsebench.records import MemberSpec, Outcome
+from sparsebench.records import MemberSpec
 from sparsebench.reports.comparisons import Judged, Judgement
 from sparsebench.reports.notation import printable
 from sparsebench.reports.sources import Source, open_sources
@@ -60,7 +60,7 @@ COLUMNS: dict[str, tuple[str, str]] = {
     "reason": (TEXT, "Why that verdict; what went wrong with a failed cell."),
     "p": (NUMBER, "Two-sided p value of no change, before correction."),
     "p_adjusted": (NUMBER, "The same after the correction that `family_of_tests` names."),
-    "p_noninferior": (NUMBER, "One-sided p value of a loss of the margin or more; empty where nothing could show less."),
+    "p_noninferior": (NUMBER, "One-sided p value of a loss of the margin or more; empty where none could be shown."),
     "family_of_tests": (TEXT, "Correction and number of tests: Holm in a gate, Benjamini-Hochberg elsewhere."),
     "mde": (NUMBER, "Smallest loss that these samples show with power .8, in the metric's units."),
     "required_n": (WHOLE, "Samples for which that would be the margin."),
@@ -85,10 +85,13 @@ COLUMNS: dict[str, tuple[str, str]] = {
     "protocol": (TEXT, "Which parts of a sample run as prefill and as decode."),
     "decode_queries": (NUMBER, "Decode queries a sample, on average."),
     "n_clusters": (WHOLE, "Independent clusters that the samples fall into."),
-    "evaluation_seconds": (NUMBER, "Wall time of evaluating the cell: what it took to measure, no speed of the method."),
+    "evaluation_seconds": (NUMBER, "Wall time of evaluating the cell: no speed of the method."),
     "prepare_seconds": (NUMBER, "Wall time of the method's offline work."),
 }
 """Columns of the tidy table: kind and meaning."""
+
+
+ORDER = ["suite", "family", "model", "grid", "task", "method", "config", "budget", "seed", "cell", "metric", "source"]
 
 
 def collect(*results_folders: str | os.PathLike[str]) -> pd.DataFrame:
@@ -119,14 +122,13 @@ def table_of(judged: Sequence[Judged], sources: Iterable[Source] = ()) -> pd.Dat
         elif kind == TEXT:
             table[name] = _clean(table[name])
         else:
-            table[name] = table[name].fillna(False).astype("bool")
-    order = ["suite", "family", "model", "grid", "task", "method", "config", "budget", "seed", "cell", "metric", "source"]
-    return table.sort_values(order, kind="stable").reset_index(drop=True)
+            table[name] = table[name].astype("object").fillna(False).astype("bool")
+    return table.sort_values(ORDER, kind="stable").reset_index(drop=True)
 
 
 def _clean(texts: pd.Series[Any]) -> pd.Series[Any]:
     """Texts that a terminal or a page can show: no control or direction characters."""
-    texts = texts.fillna("").astype("str")
+    texts = texts.astype("object").fillna("").astype("str")
     return texts.map({text: printable(text) for text in texts.unique()}).astype("str")
 
 
@@ -267,7 +269,8 @@ def _calibration(calibration: dict[str, Any] | None) -> str:
 
 def _variant(item: Judged, *names: str) -> str:
     """A named variant: from the record's facts, else from the members' knobs."""
-    places: list[dict[str, Any]] = [item.cell.record.placement.facts, *(member.knobs for member in item.cell.spec.stack)]
+    knobs = [member.knobs for member in item.cell.spec.stack]
+    places: list[dict[str, Any]] = [item.cell.record.placement.facts, *knobs]
     found = [str(place[name]) for name in names for place in places if place.get(name) is not None]
     return found[0] if found else ""
 

@@ -6,6 +6,7 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 from pydantic import ValidationError
@@ -133,11 +134,11 @@ def _groups(cells: Cells, judged: Iterable[Judged]) -> Iterator[tuple[StoredCell
     """Cells with the baseline that they share, or with the reason why they have none."""
     groups: dict[tuple[str, str], tuple[StoredCell | str, list[Judged]]] = {}
     for item in judged:
-        named = item.cell.record.placement.baseline
+        named = item.cell.id if item.is_baseline else item.cell.record.placement.baseline
         if item.cell.record.outcome.status == "failed":
             item.problem = item.cell.record.outcome.error or "failed"
             continue
-        found = cells.find(item.source, item.cell.id if item.is_baseline else named) if named or item.is_baseline else None
+        found = cells.find(item.source, named) if named else None
         if found:
             groups.setdefault((found[0].name, found[1].id), (found[1], []))[1].append(item)
         else:
@@ -156,9 +157,7 @@ class Row:
     weight: Array | None
 
 
-def _compare_group(
-    baseline: StoredCell | str, members: list[Judged], rules: dict[str, Conclude], changes: int
-) -> None:
+def _compare_group(baseline: StoredCell | str, members: list[Judged], rules: dict[str, Conclude], changes: int) -> None:
     """Read the samples of cells that share a baseline, and compare them with it, all at once for each metric."""
     base = _samples_of_baseline(baseline)
     clusters = clusters_of(base) if isinstance(base, Samples) else None
@@ -225,9 +224,7 @@ def _rows(item: Judged, samples: Samples, clusters: IntArray | None, rule: Concl
         yield row
 
 
-def row_of(
-    metric: Metric, samples: Samples, clusters: IntArray | None, margin: Margin | None, alpha: float
-) -> Row:
+def row_of(metric: Metric, samples: Samples, clusters: IntArray | None, margin: Margin | None, alpha: float) -> Row:
     """One metric by itself.
 
     Raises:
@@ -279,10 +276,15 @@ def _interval(
 ) -> tuple[float, float]:
     if not np.isfinite(numerator[~np.isnan(numerator)]).all():
         return math.nan, math.nan
-    kind = "binary" if metric.kind == "binary" and weight is None else "continuous"
+    kind = kind_of(metric, weight)
     bounds = value_bounds(numerator, weights=weight, clusters=clusters, kind=kind, transform=metric.transform)
     low, high = bounds.lower(alpha / 2), bounds.upper(alpha / 2)
     return (low if math.isfinite(low) else math.nan), (high if math.isfinite(high) else math.nan)
+
+
+def kind_of(metric: Metric, weight: Array | None) -> Literal["binary", "continuous"]:
+    """Which tests a metric gets: exact ones only where each sample counts one."""
+    return "binary" if metric.kind == "binary" and weight is None else "continuous"
 
 
 def _obstacle(row: Row, item: Judged, baseline: StoredCell | str) -> str:
@@ -327,7 +329,7 @@ def compare_rows(base: Samples, clusters: IntArray | None, rows: Sequence[Row], 
             weight_dense=weight,
             weight_sparse=weights,
             clusters=clusters,
-            kind="binary" if metric.kind == "binary" and weight is None else "continuous",
+            kind=kind_of(metric, weight),
             transform=metric.transform,
             higher_is_better=metric.higher_is_better,
             margin=margin,
@@ -358,7 +360,7 @@ def _signal(
             alpha,
             weights=weight,
             clusters=clusters,
-            kind="binary" if metric.kind == "binary" and weight is None else "continuous",
+            kind=kind_of(metric, weight),
             transform=metric.transform,
             higher_is_better=metric.higher_is_better,
         ).present

@@ -1,8 +1,9 @@
 """Quality against what it saves: one figure for each model, task and headline metric.
 
-Left, the metric against the realised sparsity; right, against FLOPs. What a sparsity is a share of differs between families
-(weights, attention pairs, terms), so each kind has a row of panels of its own. The line is the baseline, the band around it
-the declared margin, and bars are intervals of the paired difference from the baseline. Files are the same bytes each time.
+Left, the metric against the realised sparsity; right, against FLOPs. What a sparsity is a share of differs between
+families (weights, attention pairs, terms), so each kind has a row of panels of its own. The line is the baseline, the
+band around it the declared margin, and bars are intervals of the paired difference from the baseline. Files are the
+same bytes each time.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from sparsebench.reports.notation import known, printable, slug
+from sparsebench.reports.notation import known, printable
+from sparsebench.reports.tradeoffs import Row, Tradeoff, frontier, kind_of, tradeoffs
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -33,66 +35,6 @@ MOST_SERIES = 24
 """Series with a legend entry; further ones are drawn without colour."""
 MOST_BARS = 400
 """Points up to which intervals are drawn."""
-
-Row = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Tradeoff:
-    """What one figure shows.
-
-    Attributes:
-        model: The model.
-        task: The task.
-        metric: The headline metric.
-        rows: Rows of the tidy table, without baseline and noise.
-        dense: The baseline's value; None where there is none.
-        margin: The declared margin in the metric's units; None without one.
-        higher_is_better: Which direction is a gain.
-        name: A file name without ending.
-    """
-
-    model: str
-    task: str
-    metric: str
-    rows: Sequence[Row]
-    dense: float | None
-    margin: float | None
-    higher_is_better: bool
-    name: str
-
-    @property
-    def kinds(self) -> list[str]:
-        """What the sparsities are shares of; a row of panels each."""
-        return sorted({_kind(row) for row in self.rows})
-
-
-def tradeoffs(table: pd.DataFrame) -> list[Tradeoff]:
-    """All figures that a tidy table has points for, by task, metric and model.
-
-    Tasks without signal and methods that were not exercised have none.
-    """
-    points = table[table["headline"] & ~table["role"].isin(["baseline", "noise"]) & (table["status"] == "ok")]
-    points = points[points["value"].map(math.isfinite) & points["sparsity"].notna()]
-    points = points[~points["verdict"].isin(["no signal", "not exercised"])]
-    found = []
-    for (task, metric, model), group in points.groupby(["task", "metric", "model"], sort=True):
-        rows = group.to_dict("records")
-        dense = [float(row["dense"]) for row in rows if known(row["dense"]) and math.isfinite(row["dense"])]
-        margins = [float(row["margin"]) for row in rows if known(row["margin"])]
-        found.append(
-            Tradeoff(
-                model=str(model),
-                task=str(task),
-                metric=str(metric),
-                rows=rows,  # type: ignore[arg-type]
-                dense=max(set(dense), key=dense.count) if dense else None,
-                margin=max(set(margins), key=margins.count) if margins else None,
-                higher_is_better=bool(rows[0]["higher_is_better"]),
-                name="-".join(slug(str(part)) for part in (task, metric, model)),
-            )
-        )
-    return found
 
 
 @dataclass(frozen=True)
@@ -117,9 +59,10 @@ def styles(table: pd.DataFrame) -> dict[tuple[str, str], Style]:
         elif role == "bound":
             style = Style(NEUTRAL, "*", "--", filled=False)
         else:
-            colour = COLOURS[coloured % len(COLOURS)]
-            marker = MARKERS[(coloured + coloured // len(COLOURS)) % len(MARKERS)]
-            style = Style(colour, marker, "-." if role == "comparator" else "-", filled=role != "comparator")
+            k = coloured
+            colour = COLOURS[(k + k // len(COLOURS)) % len(COLOURS)]
+            line = "-." if role == "comparator" else ("-", "--")[k // 16 % 2]
+            style = Style(colour, MARKERS[k % len(MARKERS)], line, filled=k // len(MARKERS) % 2 == 0)
             coloured += 1
         chosen[method, config] = style
     return chosen
@@ -151,7 +94,7 @@ def draw(tradeoff: Tradeoff, style: dict[tuple[str, str], Style]) -> Figure:
         legend_of = _legend_choice(tradeoff, entries)
         for panels, kind in zip(grid, kinds, strict=True):
             for axes, (column, title) in zip(panels, shown, strict=True):
-                rows = [row for row in tradeoff.rows if _kind(row) == kind]
+                rows = [row for row in tradeoff.rows if kind_of(row) == kind]
                 _panel(axes, tradeoff, rows, column, style, legend_of)
                 axes.set_xlabel(f"sparsity: share of {kind}" if column == "sparsity" and kind else title)
             panels[0].set_ylabel(printable(tradeoff.metric, 40))
@@ -182,10 +125,6 @@ _RC: dict[str, Any] = {
 }
 
 
-def _kind(row: Row) -> str:
-    return printable(row["sparsity_of"] or row["family"], 40)
-
-
 def _series(rows: Iterable[Row]) -> dict[tuple[str, str], list[Row]]:
     series: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
@@ -202,22 +141,6 @@ def _legend_choice(tradeoff: Tradeoff, series: dict[tuple[str, str], list[Row]])
 
     front = {id(row) for row in frontier(tradeoff)} if len(series) > MOST_SERIES else set()
     return sorted(sorted(series, key=order)[:MOST_SERIES])
-
-
-def frontier(tradeoff: Tradeoff) -> list[Row]:
-    """Rows that no other row beats in both sparsity and quality, from dense to sparse; of each kind of sparsity."""
-    sign = 1 if tradeoff.higher_is_better else -1
-    kept: list[Row] = []
-    for kind in tradeoff.kinds:
-        best = -math.inf
-        rows = [row for row in tradeoff.rows if _kind(row) == kind]
-        chosen = []
-        for row in sorted(rows, key=lambda r: (-r["sparsity"], -sign * r["value"])):
-            if sign * row["value"] > best:
-                best = sign * row["value"]
-                chosen.append(row)
-        kept += reversed(chosen)
-    return kept
 
 
 def _panel(
@@ -313,14 +236,23 @@ def _draw_series(
     if bars and drawn and not faint:
         low = [max(y - ends[0], 0) for _, y, ends in drawn]
         high = [max(ends[1] - y, 0) for _, y, ends in drawn]
-        axes.errorbar([x for x, _, _ in drawn], [y for _, y, _ in drawn], yerr=[low, high], fmt="none",
-                      ecolor=style.colour, elinewidth=1, alpha=0.55, capsize=2, transform=place)  # fmt: skip
+        axes.errorbar(
+            [x for x, _, _ in drawn],
+            [y for _, y, _ in drawn],
+            yerr=[low, high],
+            fmt="none",
+            ecolor=style.colour,
+            elinewidth=1,
+            alpha=0.55,
+            capsize=2,
+            transform=place,
+        )
 
 
 def _ends(row: Row) -> tuple[float, float] | None:
     """The paired interval around the baseline's value."""
-    ends = (row["delta_low"], row["delta_high"], row["dense"])
-    return (row["dense"] + ends[0], row["dense"] + ends[1]) if all(known(e) and math.isfinite(e) for e in ends) else None
+    low, high, dense = row["delta_low"], row["delta_high"], row["dense"]
+    return (dense + low, dense + high) if all(known(x) and math.isfinite(x) for x in (low, high, dense)) else None
 
 
 def _legend(

@@ -11,7 +11,7 @@ from xml.etree import ElementTree
 
 from sparsebench.errors import UnknownNameError
 from sparsebench.reports import notation
-from sparsebench.reports.check import CheckResult, CheckRow
+from sparsebench.reports.check_result import CheckResult, CheckRow
 from sparsebench.reports.tables import escape_markdown
 
 

@@ -1,8 +1,9 @@
 """Logs that `lm_eval --log_samples` wrote, read as samples and metrics like any cell's.
 
-A log is `results_DATE.json` (or `NAME_DATE.json`) with `samples_TASK_DATE.jsonl` beside it, one line for each document and
-filter (lm-eval 0.4.13, `loggers/evaluation_tracker.py`). A metric is taken over only where the samples give the value that
-the log reports: as a mean, or as one of lm-eval's perplexities. Others (F1, BLEU, ...) are no sums over samples.
+A log is `results_DATE.json` (or `NAME_DATE.json`) with `samples_TASK_DATE.jsonl` beside it, one line for each
+document and filter (lm-eval 0.4.13, `loggers/evaluation_tracker.py`). A metric is taken over only where the samples
+give the value that the log reports: as a mean, or as one of lm-eval's perplexities. Others (F1, BLEU, ...) are no
+sums over samples.
 """
 
 from __future__ import annotations

@@ -45,9 +45,7 @@ class Matching:
     new: list[StoredCell] = field(default_factory=list)
 
 
-def match(
-    baseline: Sequence[StoredCell], candidate: Sequence[StoredCell], *, other_model: bool = False
-) -> Matching:
+def match(baseline: Sequence[StoredCell], candidate: Sequence[StoredCell], *, other_model: bool = False) -> Matching:
     """Match cells by system reference, stack and task, whatever the fingerprints.
 
     Args:
@@ -55,7 +53,8 @@ def match(
         candidate: Cells of the other.
         other_model: Match whatever the reference, where each folder has one model only.
     """
-    by_reference = not (other_model and all(len({c.spec.system.ref for c in cells}) == 1 for cells in (baseline, candidate)))
+    single = all(len({cell.spec.system.ref for cell in cells}) == 1 for cells in (baseline, candidate))
+    by_reference = not (other_model and single)
     ours, theirs = _grouped(baseline, by_reference), _grouped(candidate, by_reference)
     result = Matching()
     for key, cells in ours.items():

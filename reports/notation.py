@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 import re
 import unicodedata
@@ -28,10 +29,12 @@ VERDICTS: dict[str, Mark] = {
     "regressed": Mark("▼", "bold red", "Worse than the baseline beyond chance, and not shown to be within the margin."),
     "inconclusive": Mark("○", "yellow", "These samples cannot tell; the reason says what stands in the way."),
     "no signal": Mark("∅", "dim", "The baseline itself is not above chance, so a loss could not be seen."),
-    "not exercised": Mark("–", "dim", "The method acted on nothing that feeds a scored token."),
+    "not exercised": Mark("\N{EN DASH}", "dim", "The method acted on nothing that feeds a scored token."),
     "baseline": Mark("◆", "default", "What the other rows of its grid are compared with."),
     "noise": Mark("≈", "dim", "The baseline again, run another way (A/A): the noise that a difference must exceed."),
-    "failed": Mark("✕", "bold red", "The cell did not finish, or its files cannot be trusted; the reason is beside it."),
+    "failed": Mark(
+        "✕", "bold red", "The cell did not finish, or its files cannot be trusted; the reason is beside it."
+    ),
 }
 """Every verdict that a table can hold, in the order in which they are listed."""
 
@@ -48,10 +51,23 @@ def printable(text: object, limit: int | None = None) -> str:
     return kept if limit is None or len(kept) <= limit else kept[: limit - 1] + "…"
 
 
+def visible(text: str) -> str:
+    """Lines of text without control, direction or other invisible characters."""
+    return "\n".join(printable(line) for line in text.splitlines())
+
+
+def escaped(text: str) -> str:
+    """JSON with such characters as escapes: it still means the same."""
+    if text.replace("\n", "").isprintable():
+        return text
+    hidden = (c for c in set(text) if c != "\n" and unicodedata.category(c) in _NOT_PRINTABLE)
+    return text.translate({ord(c): json.dumps(c)[1:-1] for c in hidden})
+
+
 def slug(text: str) -> str:
     """A file name for any text: itself where that is safe, else a cleaned form with a hash that keeps it apart."""
     cleaned = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:60].strip("-")
-    if cleaned == text and cleaned != "index":
+    if cleaned and cleaned == text and cleaned != "index":
         return cleaned
     return f"{cleaned or 'name'}-{hashlib.sha256(text.encode('utf-8', 'surrogatepass')).hexdigest()[:8]}"
 

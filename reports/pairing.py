@@ -47,7 +47,9 @@ def align(samples: Samples, to: Samples) -> Samples | str:
             return "not comparable: a sample comes twice"
         missing, extra = len(theirs.difference(ours)), len(ours.difference(theirs))
         if missing or extra:
-            return f"not comparable: other samples ({missing} of the baseline's are missing, {extra} are not among them)"
+            return (
+                f"not comparable: other samples ({missing} of the baseline's are missing, {extra} are not among them)"
+            )
         found = Samples(samples.table.take(ours.get_indexer(theirs)))
     if ("cluster" in found.columns) != ("cluster" in to.columns) or (
         "cluster" in to.columns and not found.table.column("cluster").equals(to.table.column("cluster"))

@@ -39,8 +39,8 @@ class SafeSparsity:
 def safe_sparsities(table: pd.DataFrame) -> list[SafeSparsity]:
     """The largest safe sparsity of every method on every headline metric.
 
-    Levels are tested in order from the least sparse, each at the full alpha: the sequence needs no correction. Seeds of one
-    level count as the worst of them. A level at which nothing could be shown (no margin, noise, too few decode
+    Levels are tested in order from the least sparse, each at the full alpha: the sequence needs no correction. Seeds
+    of one level count as the worst of them. A level at which nothing could be shown (no margin, noise, too few decode
     queries) fails.
     """
     rows = table[table["headline"] & table["role"].isin(TESTED_ROLES) & table["sparsity"].notna()]
@@ -52,8 +52,7 @@ def safe_sparsities(table: pd.DataFrame) -> list[SafeSparsity]:
             p = 1.0 if math.isnan(row["p_noninferior"]) else row["p_noninferior"]
             level = round(row["sparsity"], 4)
             worst[level] = max(worst[level], p)
-        alpha = series[0]["alpha"]
-        result = largest_safe(list(worst), list(worst.values()), alpha)
+        result = largest_safe(list(worst), list(worst.values()), series[0]["alpha"])
         verdicts = {row["verdict"] for row in series}
         obstacle = verdicts.pop() if len(verdicts) == 1 and verdicts <= NOTHING_TO_SAY else ""
         found.append(SafeSparsity(series[0], result.level, result.first_failure, len(worst), obstacle))

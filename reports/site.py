@@ -91,7 +91,9 @@ def build_site(
     sources = open_sources(results_folders)
     judged = judge(sources, changes=CHANGES_SHOWN)
     table = table_of(judged, sources)
-    builder = _Builder(Path(out), sources, judged, table, cards, _descriptions() if descriptions is None else descriptions)
+    builder = _Builder(
+        Path(out), sources, judged, table, cards, _descriptions() if descriptions is None else descriptions
+    )
     try:
         builder.build()
     except OSError as error:
@@ -151,7 +153,13 @@ class _Builder:
     def _page(self, path: str, template: str, section: str, **context: Any) -> None:
         root = "../" * path.count("/")
         text = self.environment.get_template(template).render(
-            root=root, section=section, nav=NAVIGATION, facts=self.facts, policy=POLICY, marks=notation.VERDICTS, **context
+            root=root,
+            section=section,
+            nav=NAVIGATION,
+            facts=self.facts,
+            policy=POLICY,
+            marks=notation.VERDICTS,
+            **context,
         )
         self._write(path, text.encode("utf-8", "replace"))
 
@@ -168,7 +176,12 @@ class _Builder:
         if manifest.is_file():
             for line in manifest.read_text(encoding="utf-8").splitlines():
                 place = self.out / line
-                if line not in kept and ".." not in Path(line).parts and not Path(line).is_absolute() and place.is_file():
+                if (
+                    line not in kept
+                    and ".." not in Path(line).parts
+                    and not Path(line).is_absolute()
+                    and place.is_file()
+                ):
                     place.unlink()
         manifest.write_text("".join(f"{line}\n" for line in sorted(kept)), encoding="utf-8")
 
@@ -238,7 +251,9 @@ class _Builder:
             summary = found[0].card.summary if len(found) == 1 else f"{len(rows)} rows"
             family = "baselines" if is_baseline else rows[0]["family"]
             listed.setdefault(family, []).append({"title": method, "summary": summary, "file": path.split("/")[1]})
-            shown = sorted(rows, key=lambda r: (r["task"], r["metric"], r["model"], r["sparsity"] or 0, r["config"], r["seed"]))
+            shown = sorted(
+                rows, key=lambda r: (r["task"], r["metric"], r["model"], r["sparsity"] or 0, r["config"], r["seed"])
+            )
             self._page(
                 path,
                 "method.html",

@@ -119,7 +119,7 @@ class Samples:
     @cached_property
     def frame(self) -> pd.DataFrame:
         """The same as a pandas frame."""
-        return self.table.to_pandas()
+        return pd.DataFrame(self.table.to_pandas())
 
 
 def read_samples(cell: StoredCell) -> Samples:

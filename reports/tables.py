@@ -171,7 +171,13 @@ def markdown(table: pd.DataFrame) -> str:
         lines.append("| " + " | ".join("---:" if column.number else "---" for column in COLUMNS) + " |")
         lines += ["| " + " | ".join(escape_markdown(column.text(row)) for column in COLUMNS) + " |" for row in rows]
         failed = [row for row in rows if row["status"] == "failed"]
-        lines += ["", *(f"- {escape_markdown(_method(r))} failed: {escape_markdown(printable(r['reason'], 200))}" for r in failed)]
+        lines += [
+            "",
+            *(
+                f"- {escape_markdown(_method(r))} failed: {escape_markdown(printable(r['reason'], 200))}"
+                for r in failed
+            ),
+        ]
         lines.append("")
     return "\n".join([*lines, summary(table), ""])
 
@@ -267,7 +273,7 @@ _LATEX = {
     "≈": r"$\approx$",
     "∅": r"$\emptyset$",
     "✕": r"$\times$",
-    "–": "--",
+    "\N{EN DASH}": "--",
 }
 
 

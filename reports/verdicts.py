@@ -1,8 +1,9 @@
 """What may be concluded from each comparison, with the corrections that many tests need.
 
-Headline metrics of a grid's methods on one task are a gate: their p values are corrected by Holm, so that the chance of any
-wrong verdict of a kind in the gate is at most alpha. All other rows (further metrics, controls, bounds) are exploratory and
-corrected by Benjamini and Hochberg. Noise, a baseline without signal, and methods that acted on nothing come before either.
+Headline metrics of a grid's methods on one task are a gate: their p values are corrected by Holm, so that the chance
+of any wrong verdict of a kind in the gate is at most alpha. All other rows (further metrics, controls, bounds) are
+exploratory and corrected by Benjamini and Hochberg. Noise, a baseline without signal, and methods that acted on
+nothing come before either.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ def judge(sources: Sequence[Source], *, changes: int = 0) -> list[Judged]:
     """
     judged = compare_cells(sources, changes=changes)
     noise = noise_of(judged)
-    families: dict[tuple[object, ...], list[Judgement]] = defaultdict(list)
+    families: dict[tuple[bool, tuple[object, ...]], list[Judgement]] = defaultdict(list)
     for item in judged:
         for judgement in item.judgements:
             judgement.noise = noise.get((item.cell.record.placement.baseline, judgement.metric.name))
@@ -47,9 +48,9 @@ def judge(sources: Sequence[Source], *, changes: int = 0) -> list[Judged]:
                 judgement.verdict, judgement.reason = settled
             else:
                 gate = judgement.metric.headline and item.cell.record.placement.role in TESTED_ROLES
-                families[(gate, *item.grid)].append(judgement)
-    for (gate, *_), members in families.items():
-        correct(members, gate=bool(gate))
+                families[gate, item.grid].append(judgement)
+    for (gate, _), members in families.items():
+        correct(members, gate=gate)
     return judged
 
 

@@ -1,7 +1,7 @@
 """Whether stored results are what they say: every number is computed again, every hash checked.
 
-What can be checked from the folder alone is checked. What would need the model or the data (fingerprints, the rows behind a
-data hash) is named as such, never passed over.
+What can be checked from the folder alone is checked. What would need the model or the data (fingerprints, the rows
+behind a data hash) is named as such, never passed over.
 """
 
 from __future__ import annotations
@@ -59,7 +59,8 @@ def passed(findings: Sequence[Finding]) -> bool:
 def verify(*results_folders: str | os.PathLike[str]) -> list[Finding]:
     """Check everything about some results folders that can be checked without model and data.
 
-    Each cell gets one finding with severity `ok` when nothing is wrong with it. Baselines are looked for in all folders.
+    Each cell gets one finding with severity `ok` when nothing is wrong with it. Baselines are looked for in all
+    folders.
 
     Raises:
         InputError: A folder that holds no results.
@@ -201,7 +202,11 @@ def _numbers(cell: StoredCell, samples: Samples) -> Iterator[Found]:
             yield "error", "metrics", f"{metric.name} is recorded with n = {recorded.n}, its samples are {n}"
     texts = [column for column in ("response", "target") if column in samples.columns]
     if texts and not (cell.record.data and all(fact.publish_text for fact in cell.record.data)):
-        yield "error", "licence", f"the samples hold {' and '.join(texts)}, which the data's licence does not let be shown"
+        yield (
+            "error",
+            "licence",
+            f"the samples hold {' and '.join(texts)}, which the data's licence does not let be shown",
+        )
 
 
 def _pairing(cells: Cells, source: Source, cell: StoredCell, samples: Samples) -> Iterator[Found]:

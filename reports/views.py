@@ -20,7 +20,6 @@ from sparsebench.reports.tables import records
 from sparsebench.reports.verdicts import TESTED_ROLES
 
 
-
 class Row(dict[str, Any]):
     """A row whose columns templates may name as attributes, which is faster for them than looking up keys."""
 
@@ -117,7 +116,17 @@ def with_baselines(rows: Sequence[Row], everything: Sequence[Row]) -> list[Row]:
 def _order(row: Row) -> tuple[Any, ...]:
     rank = {"baseline": 0, "noise": 1}.get(row["role"], 2)
     failed = row["status"] == "failed"
-    return row["task"], row["model"], failed, row["metric"], rank, row["method"], row["config"], row["sparsity"] or 0, row["seed"]
+    return (
+        row["task"],
+        row["model"],
+        failed,
+        row["metric"],
+        rank,
+        row["method"],
+        row["config"],
+        row["sparsity"] or 0,
+        row["seed"],
+    )
 
 
 def fixed_columns(rows: Sequence[Row]) -> tuple[str, ...]:
@@ -167,9 +176,9 @@ def safe_table(safe: Sequence[SafeSparsity], pages: Pages, most: int = 60) -> Sa
         varying = [k for k, values in told_apart[s.row["method"], s.row["config"]].items() if len(values) > 1]
         detail = " ".join(part for part in (s.row["config"], *(s.row[key] for key in varying)) if part)
         order = family_order([*FAMILIES, s.row["family"]]).index(s.row["family"])
-        key = (f"{order:03}", s.row["method"], detail, s.row["source"], s.row["grid"])
+        place = (f"{order:03}", s.row["method"], detail, s.row["source"], s.row["grid"])
         line = lines.setdefault(
-            key,
+            place,
             {
                 "method": s.row["method"],
                 "page": pages.method(s.row["method"]),
@@ -205,9 +214,11 @@ def figure_views(table: pd.DataFrame) -> list[FigureView]:
         text = figures.svg(figures.draw(tradeoff, style), tradeoff.name)
         label = f"{tradeoff.metric} of {tradeoff.task} against sparsity and FLOPs"
         many = len(tradeoff.rows) > figures.MOST_BARS
-        bars = "There are too many points for intervals." if many else (
-            "Bars are intervals of the paired difference from the baseline."
-        )  # fmt: skip
+        bars = (
+            "There are too many points for intervals."
+            if many
+            else ("Bars are intervals of the paired difference from the baseline.")
+        )
         caption = (
             f"{tradeoff.metric} of {tradeoff.task} on {notation.printable(tradeoff.model, 60)}, sparser to the right. "
             f"The line is the baseline, the band the declared margin. {bars} The numbers are in the task's table."
@@ -215,9 +226,15 @@ def figure_views(table: pd.DataFrame) -> list[FigureView]:
         svg = Markup(figures.inline(text, str(escape(label)), tradeoff.name))  # matplotlib escapes the texts in it
         found.append(
             FigureView(
-                tradeoff.task, len(tradeoff.rows), len(tradeoff.kinds), svg, text,
-                f"figures/{tradeoff.name}.svg", label, caption,
-            )  # fmt: skip
+                tradeoff.task,
+                len(tradeoff.rows),
+                len(tradeoff.kinds),
+                svg,
+                text,
+                f"figures/{tradeoff.name}.svg",
+                label,
+                caption,
+            )
         )
     return found
 

@@ -53,7 +53,12 @@ PLAIN: dict[str, Callable[[], Any]] = {
     # recurrent; no attention at all
     "mamba": lambda: hf.MambaConfig(**SIZES, hidden_size=48, num_hidden_layers=3, state_size=8),
     "rwkv": lambda: hf.RwkvConfig(
-        vocab_size=VOCAB, hidden_size=48, num_hidden_layers=3, attention_hidden_size=48, bos_token_id=257, eos_token_id=258
+        vocab_size=VOCAB,
+        hidden_size=48,
+        num_hidden_layers=3,
+        attention_hidden_size=48,
+        bos_token_id=257,
+        eos_token_id=258,
     ),
     # ALiBi, and attention of the model's own
     "bloom": lambda: hf.BloomConfig(**SIZES, hidden_size=48, n_layer=3, n_head=4),
@@ -64,7 +69,13 @@ PLAIN: dict[str, Callable[[], Any]] = {
     ),
     # recurrent and attending layers in turn
     "recurrent_gemma": lambda: hf.RecurrentGemmaConfig(
-        **SIZES, **HEADS, intermediate_size=96, lru_width=48, attention_window_size=24, num_key_value_heads=1, head_dim=12
+        **SIZES,
+        **HEADS,
+        intermediate_size=96,
+        lru_width=48,
+        attention_window_size=24,
+        num_key_value_heads=1,
+        head_dim=12,
     ),
     "jamba": lambda: hf.JambaConfig(
         **GROUPED, attn_layer_period=2, attn_layer_offset=1, num_experts=2, mamba_d_state=8

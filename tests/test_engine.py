@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import models
 import numpy as np
 import pytest
 import torch
@@ -15,7 +16,6 @@ from sparsebench.engine.generation import Generator, Prompt, Sampling
 from sparsebench.engine.lm import SparseLM
 from sparsebench.engine.scoring import Scored, score
 from sparsebench.systems.causal_lm import CausalLM
-import models
 
 STORY = "Once upon a time there was a little girl named Lily. She loved to play outside in the park."
 
@@ -85,7 +85,10 @@ def test_scores_do_not_depend_on_the_batch_plan(seed, batch_tokens):
     model = models.tiny_model("llama")
     rng = np.random.default_rng(seed)
     lead = rng.integers(3, model.config.vocab_size, 30).tolist()
-    requests = [Scored([*lead[: rng.integers(2, 30)], *rng.integers(3, 60, rng.integers(1, 40)).tolist()], 1, 5) for _ in range(8)]
+    requests = [
+        Scored([*lead[: rng.integers(2, 30)], *rng.integers(3, 60, rng.integers(1, 40)).tolist()], 1, 5)
+        for _ in range(8)
+    ]
     one = score(CausalLM(model, None, fingerprint="x", batch_tokens=batch_tokens), requests)
     other = score(CausalLM(model, None, fingerprint="x", batch_tokens=2048), requests)
     for a, b in zip(one, other, strict=True):

@@ -97,8 +97,7 @@ def test_plugins_run_in_a_suite(packages: Path, tmp_path: Path) -> None:
     models.tiny_model("llama").save_pretrained(tmp_path / "model")
     models.tiny_tokenizer().save_pretrained(tmp_path / "model")
     (tmp_path / "suite.yaml").write_text(SUITE.replace("MODEL", str(tmp_path / "model")))
-    code = "from pathlib import Path; from sparsebench.suite_run import run_suite; run_suite('suite.yaml', Path('results'))"
-    ran = python(code, path=packages, cwd=tmp_path)
+    ran = python("import sparsebench.api; sparsebench.api.run('suite.yaml', 'results')", path=packages, cwd=tmp_path)
     assert ran.returncode == 0, ran.stderr
 
     cells = list(Store.open(tmp_path / "results"))

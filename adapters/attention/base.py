@@ -93,6 +93,7 @@ class AttentionAdapter(Adapter):
         from sparsebench.engine.flow import Flow
 
         self.check_budget(budget)
+        system.refuse_attention()
         policy = SelectivePolicy(self, system, prepared, budget, inner=system.policy)
         decode = "decode" in self.phases()
         with (

@@ -1,9 +1,9 @@
 """SparseBench: what a sparse method costs and keeps.
 
-    run(suite)                          a suite by name or file: the tidy results table
-    evaluate(model, tokenizer, tasks)   tasks on a model that is already in memory
-    adapters.create("wanda", sparsity=0.5)
-    read_lm_eval(folder)                result files of lm-eval as paired samples
+run(suite)                          a suite by name or file: the tidy results table
+evaluate(model, tokenizer, tasks)   tasks on a model that is already in memory
+adapters.create("wanda", sparsity=0.5)
+read_lm_eval(folder)                result files of lm-eval as paired samples
 """
 
 from __future__ import annotations

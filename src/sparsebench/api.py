@@ -54,9 +54,9 @@ def run(
 def evaluate(
     model: Any,
     tokenizer: Any,
-    tasks: Sequence[str],
+    tasks: str | Sequence[str],
     *,
-    methods: Sequence[Sparsity | Sequence[Sparsity]] = (),
+    methods: Sparsity | Sequence[Sparsity | Sequence[Sparsity]] = (),
     calibration: str = "prose",
     limit: int | None = None,
     name: str = "model",
@@ -65,12 +65,12 @@ def evaluate(
 ) -> pd.DataFrame:
     """Evaluate a model that is in memory, as it is and under sparse methods; the tidy table.
 
-    The model's own weights and attention are back when this returns, bit for bit.
+    The model's own weights, attention and training mode are back when this returns, bit for bit.
 
     Args:
         model: A transformers causal LM; its dtype and device are kept.
         tokenizer: Its tokenizer.
-        tasks: Task names; lm-eval's as `lm-eval:NAME`.
+        tasks: Task names, or the paths of task files; lm-eval's as `lm-eval:NAME`.
         methods: Methods at budgets from `adapters.create`, or lists of them to be stacked. The dense model always runs.
         calibration: Text that calibrated methods read: `prose`, `wikitext2-train`, `c4-sample`.
         limit: Samples of each task at most.
@@ -79,20 +79,37 @@ def evaluate(
         batch_tokens: Tokens of one forward pass; None: what suits the device.
 
     Raises:
-        InputError: No task, or one that does not run on a language model.
+        InputError: No task, or one that does not run on a language model; a method without the budget that it needs;
+            a tokenizer without an end-of-text token.
     """
     from sparsebench.reports.collect import collect
     from sparsebench.systems.causal_lm import CausalLM
 
     if not tasks:
         raise InputError("no task to evaluate", "tasks=['facts-short', 'prose-perplexity']")
+    if tokenizer.eos_token_id is None:
+        raise InputError("the tokenizer has no end-of-text token", "set tokenizer.eos_token")
+    each = [methods] if isinstance(methods, Sparsity) else methods
+    stacks: list[list[Sparsity]] = [[], *([m] if isinstance(m, Sparsity) else list(m) for m in each)]
+    _check(stacks)
+    training = [module for module in model.modules() if module.training]
     system = CausalLM(model, tokenizer, ref=f"memory:{name}", batch_tokens=batch_tokens)
-    stacks: list[list[Sparsity]] = [[], *([m] if isinstance(m, Sparsity) else list(m) for m in methods)]
-    with tempfile.TemporaryDirectory() as temporary:
-        store = Store.create(out if out is not None else temporary)
-        _evaluate(system, stacks, tasks, calibration, limit, store)
-        table = collect(store.root)
-    return table
+    try:
+        with tempfile.TemporaryDirectory() as temporary:
+            store = Store.create(out if out is not None else temporary)
+            _evaluate(system, stacks, [tasks] if isinstance(tasks, str) else tasks, calibration, limit, store)
+            return collect(store.root)
+    finally:
+        for module in training:
+            module.training = True
+
+
+def _check(stacks: list[list[Sparsity]]) -> None:
+    for member in (member for stack in stacks for member in stack):
+        card = member.adapter.card
+        if "causal-lm" not in member.adapter.accepts:
+            raise InputError(f"{card.id} does not run on a language model")
+        member.adapter.check_budget(member.budget)
 
 
 def _evaluate(

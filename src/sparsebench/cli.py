@@ -143,8 +143,8 @@ def plan(
     device: DeviceOption = None,
 ) -> None:
     """Cells of a suite, their predicted cost and the power of each comparison; runs nothing."""
-    from sparsebench.suite_run import planned, results_folder
     from sparsebench.store import Store
+    from sparsebench.suite_run import planned, results_folder
 
     made = planned(suite, model, limit, device)
     _print_plan(made)
@@ -327,7 +327,7 @@ def _print_rows(rows: list[dict[str, Any]]) -> None:
 def _console() -> Any:
     from rich.console import Console
 
-    return Console(width=None if sys.stdout.isatty() else 140, highlight=False)
+    return Console(width=None if sys.stdout.isatty() else 140, markup=False, highlight=False)
 
 
 def main() -> None:

@@ -49,7 +49,11 @@ class UnknownNameError(InputError):
     def __init__(self, kind: str, name: object, valid: Iterable[str]) -> None:
         names = sorted(valid)
         near = difflib.get_close_matches(str(name), names, n=3, cutoff=0.5)
-        hint = f"did you mean {' or '.join(repr(n) for n in near)}?" if near else f"there are: {', '.join(names) or 'none'}"
+        hint = (
+            f"did you mean {' or '.join(repr(n) for n in near)}?"
+            if near
+            else f"there are: {', '.join(names) or 'none'}"
+        )
         super().__init__(f"unknown {kind} {name!r}", hint)
         self.name = name
         self.nearest = near

@@ -168,7 +168,12 @@ def _grid_cells(
                 for seed in entry.seeds:
                     calibration = _calibration(suite, grid, calibrations, name, system) if _calibrated(stack) else None
                     made.append(
-                        (_cell(suite, grid, family, system, task.task, bound, entry, stack, seed, calibration, device), entry)
+                        (
+                            _cell(
+                                suite, grid, family, system, task.task, bound, entry, stack, seed, calibration, device
+                            ),
+                            entry,
+                        )
                     )
         yield from _paired(grid, made)
 
@@ -377,7 +382,8 @@ def _paired(grid: Grid, made: list[tuple[PlannedCell, MethodEntry]]) -> Iterator
         if not found:
             labels = sorted({f"{other.placement.label} on {other.spec.system.ref}" for other, _ in made})
             raise InputError(
-                f"grid {grid.name}: no row {wanted!r} on {cell.spec.system.ref} to compare with", f"rows: {'; '.join(labels)}"
+                f"grid {grid.name}: no row {wanted!r} on {cell.spec.system.ref} to compare with",
+                f"rows: {'; '.join(labels)}",
             )
         if len({digest([m.plain() for m in other.spec.stack]) for other in found}) > 1:
             raise InputError(f"grid {grid.name}: several rows are called {wanted!r}", "which of them is the baseline?")

@@ -197,7 +197,9 @@ def upgrade(data: dict[str, Any], where: str) -> CellRecord:
     if not isinstance(version, int) or isinstance(version, bool) or version < 1:
         raise IntegrityError(f"{where}: no schema_version; this is not a SparseBench record")
     if version > SCHEMA:
-        raise NewerSchemaError(f"{where}: schema {version} is newer than this SparseBench knows ({SCHEMA})", "update it")
+        raise NewerSchemaError(
+            f"{where}: schema {version} is newer than this SparseBench knows ({SCHEMA})", "update it"
+        )
     try:
         return CellRecord.model_validate(data)
     except ValidationError as error:

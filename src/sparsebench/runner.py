@@ -75,9 +75,10 @@ class Session:
             self.key = key
         if self.system.fingerprint != wanted.fingerprint:
             raise IntegrityError(f"{wanted.ref} is not what was planned: its files changed meanwhile", "run it again")
-        if hasattr(self.system, "batch_default"):
-            self.system.batch_tokens = cell.batch_tokens or self.system.batch_default
-            self.system.base_precision = cell.base_precision or self.system.base_precision
+        lm: Any = self.system
+        if hasattr(lm, "batch_default"):
+            lm.batch_tokens = cell.batch_tokens or lm.batch_default
+            lm.base_precision = cell.base_precision or lm.base_precision
         return self.system
 
     def adopt(self, system: System, spec: SystemSpec) -> None:
@@ -247,9 +248,7 @@ def _run_cell(
         if not all(fact.publish_text for fact in bound.data):
             samples = samples.drop(columns=[c for c in ("target",) if c in samples])
         described = plain(system.describe())
-        record = CellRecord(
-            cell=cell.id, placement=cell.placement, outcome=outcome, system=described, data=bound.data
-        )
+        record = CellRecord(cell=cell.id, placement=cell.placement, outcome=outcome, system=described, data=bound.data)
         store.write(cell.spec, record, _environment(cell, session, system, started, replans), samples)
     except Exception as error:
         return store_failure(cell, error, store, session)

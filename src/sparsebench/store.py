@@ -244,7 +244,9 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         data = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse)
     except OSError as error:
-        raise IntegrityError(f"{path}: {'missing' if isinstance(error, FileNotFoundError) else error.strerror}", AGAIN) from None
+        raise IntegrityError(
+            f"{path}: {'missing' if isinstance(error, FileNotFoundError) else error.strerror}", AGAIN
+        ) from None
     except (ValueError, RecursionError) as error:
         raise IntegrityError(f"{path}: not JSON ({error})", AGAIN) from None
     if not isinstance(data, dict):

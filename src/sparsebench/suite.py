@@ -316,8 +316,8 @@ def _check_methods(source: YamlSource) -> None:
                 raise UnknownNameError("adapter", method, [DENSE, *adapters.ids()])
             adapter = adapters.get(method).configure(knobs)
         except InputError as error:
-            key = () if isinstance(entry, str) else ("knobs",) if known else ("method",)
-            raise source.error((*place, *key), error.message, error.hint) from None
+            within = () if isinstance(entry, str) else ("knobs",) if known else ("method",)
+            raise source.error((*place, *within), error.message, error.hint) from None
         key = "budgets" if "budgets" in given else "budget"
         budgets = given.get(key) or {}
         each = [

@@ -158,7 +158,7 @@ class _Tally:
                 BarColumn(),
                 TimeElapsedColumn(),
                 TextColumn("{task.fields[left]}"),
-                TextColumn("{task.description}"),
+                TextColumn("{task.description}", markup=False),
                 console=console,
                 transient=False,
             )
@@ -178,7 +178,8 @@ class _Tally:
         if self._bar is None:
             return
         if done.error:
-            self._bar.console.print(f"[red]failed[/red] {done.label} on {done.task}: {done.error.splitlines()[0]}")
+            said = f"failed {done.label} on {done.task}: {done.error.splitlines()[0]}"
+            self._bar.console.print(said, style="red", markup=False)
         task = self._bar.tasks[0]
         completed = task.completed + self.work.get(done.id, 1.0)
         elapsed = task.elapsed or 0.0

@@ -14,7 +14,8 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     out = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
-    serve(*sys.argv[1:4], sys.stdin, out)
+    _, results, device, command = sys.argv
+    serve(results, device, command, sys.stdin, out)
 
 
 if __name__ == "__main__":

@@ -64,7 +64,9 @@ def parse_yaml(text: str, name: str) -> YamlSource:
         data = plain.of(node, ()) if node is not None else None
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
-        raise InputError(f"{name}:{line}: not YAML: the character U+{ord(text[error.position]):04X} is not allowed") from None
+        raise InputError(
+            f"{name}:{line}: not YAML: the character U+{ord(text[error.position]):04X} is not allowed"
+        ) from None
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f"{name}:{mark.line + 1}:{mark.column + 1}" if mark else name

@@ -106,12 +106,20 @@ def samples_of(task: SyntheticTask, damage: float, seed: int, n: int) -> pd.Data
     """Samples of a system that lost `damage` (0: none, 1: everything); at equal seeds, only what is damaged differs."""
     base = np.random.default_rng(seed_of(task.id, "data"))
     clusters = base.integers(0, task.clusters, n) if task.clusters else np.arange(n)
-    ability = np.clip(base.normal(task.level, 0.12, n) if task.clusters == 0 else task.level + base.normal(0, 0.15, task.clusters or 1)[clusters % max(task.clusters, 1)], 0.02, 0.98)  # fmt: skip
+    ability = np.clip(
+        base.normal(task.level, 0.12, n)
+        if task.clusters == 0
+        else task.level + base.normal(0, 0.15, task.clusters or 1)[clusters % max(task.clusters, 1)],
+        0.02,
+        0.98,
+    )
     luck = base.random(n)
     own = np.random.default_rng(seed)
     hurt = min(1.0, damage * task.fragile)
     flipped = own.random(n) < 0.5 * hurt
-    frame = pd.DataFrame({"sample": [f"{task.id}-{i:05d}" for i in range(n)], "cluster": [f"c{c:04d}" for c in clusters]})
+    frame = pd.DataFrame(
+        {"sample": [f"{task.id}-{i:05d}" for i in range(n)], "cluster": [f"c{c:04d}" for c in clusters]}
+    )
     right = (luck < ability).astype(float)
     floor = 0.25 if task.kind == "choice" else 0.0
     right = np.where(flipped, (own.random(n) < floor + 0.25 * ability * (1 - hurt)).astype(float), right)
@@ -171,21 +179,62 @@ PRUNING = (
 TOKENS = ({"tokens": 1024}, {"tokens": 512}, {"tokens": 256}, {"tokens": 128})
 KEPT = (0.5, 0.75, 0.875, 0.9375)
 ATTENTION = (
-    SyntheticMethod("quest", "attention", TOKENS, 0.1, phase="decode", sparsity_of="attention pairs (decode)",
-                    sparsities=KEPT, decode_queries=96.0),  # fmt: skip
-    SyntheticMethod("streaming", "attention", TOKENS, 0.5, phase="decode", sparsity_of="attention pairs (decode)",
-                    sparsities=KEPT, decode_queries=96.0),  # fmt: skip
-    SyntheticMethod("oracle-tokens", "attention", TOKENS, 0.02, role="bound", phase="decode", sparsities=KEPT,
-                    sparsity_of="attention pairs (decode)", decode_queries=96.0),  # fmt: skip
-    SyntheticMethod("h2o", "attention", TOKENS[:1], 0.1, phase="decode", sparsity_of="attention pairs (decode)",
-                    sparsities=KEPT, decode_queries=9.0),  # fmt: skip
+    SyntheticMethod(
+        "quest",
+        "attention",
+        TOKENS,
+        0.1,
+        phase="decode",
+        sparsity_of="attention pairs (decode)",
+        sparsities=KEPT,
+        decode_queries=96.0,
+    ),
+    SyntheticMethod(
+        "streaming",
+        "attention",
+        TOKENS,
+        0.5,
+        phase="decode",
+        sparsity_of="attention pairs (decode)",
+        sparsities=KEPT,
+        decode_queries=96.0,
+    ),
+    SyntheticMethod(
+        "oracle-tokens",
+        "attention",
+        TOKENS,
+        0.02,
+        role="bound",
+        phase="decode",
+        sparsities=KEPT,
+        sparsity_of="attention pairs (decode)",
+        decode_queries=96.0,
+    ),
+    SyntheticMethod(
+        "h2o",
+        "attention",
+        TOKENS[:1],
+        0.1,
+        phase="decode",
+        sparsity_of="attention pairs (decode)",
+        sparsities=KEPT,
+        decode_queries=9.0,
+    ),
 )
 ACTIVATION = (
     SyntheticMethod("teal", "activation", LEVELS, 0.3, sparsity_of="inputs of linear layers", mode="executed"),
 )
 RETRIEVAL = (
-    SyntheticMethod("term-pruning", "retrieval", ({"terms": 64}, {"terms": 32}, {"terms": 8}), 0.5, phase="", system=ENCODER,
-                    sparsity_of="terms of a vector", sparsities=(0.4, 0.7, 0.92)),  # fmt: skip
+    SyntheticMethod(
+        "term-pruning",
+        "retrieval",
+        ({"terms": 64}, {"terms": 32}, {"terms": 8}),
+        0.5,
+        phase="",
+        system=ENCODER,
+        sparsity_of="terms of a vector",
+        sparsities=(0.4, 0.7, 0.92),
+    ),
 )
 
 
@@ -214,7 +263,9 @@ class Writer:
         **changes: Any,
     ) -> StoredCell:
         """Write one cell with these samples, or made ones; `changes` go into its outcome, placement or environment."""
-        system = (method.system if method else ENCODER if task is SEARCH else LM).model_copy(update={"replica": replica})
+        system = (method.system if method else ENCODER if task is SEARCH else LM).model_copy(
+            update={"replica": replica}
+        )
         wanted = dict(method.budgets[budget]) if method else None
         stack = [MemberSpec(method=method.id, knobs=method.knobs, budget=wanted)] if method else []
         calibration = {"name": "prose", "sequences": 16, "length": 128, "seed": 0, "hash": "c" * 64}
@@ -284,8 +335,15 @@ class Writer:
             placement=Placement(**placement),
             outcome=Outcome(**outcome),
             system={"architecture": "llama", "parameters": 1_000_000, "base_precision": "float32"},
-            data=[DataFact(name=task.id, source="embedded:facts", sha256="d" * 64, license="CC0-1.0",
-                           publish_text=task.publish_text)],  # fmt: skip
+            data=[
+                DataFact(
+                    name=task.id,
+                    source="embedded:facts",
+                    sha256="d" * 64,
+                    license="CC0-1.0",
+                    publish_text=task.publish_text,
+                )
+            ],
         )
         failed = outcome["status"] == "failed"
         return self.store.write(spec, record, Environment(**environment), None if failed else frame)
@@ -322,9 +380,29 @@ def write_results(root: Path, *, samples: int = 240) -> Store:
     writer.grid("retrieval", RETRIEVAL, (SEARCH,))
     stuck = SyntheticMethod("griffin", "activation", LEVELS[:1], 0.1)
     qa = writer.baselines[QA.id]
-    writer.cell(QA, "activation", method=stuck, baseline=qa.id, role="method", status="failed", metrics=[],
-                error=f"RuntimeError: out of memory {HOSTILE}", exercised=True)  # fmt: skip
+    writer.cell(
+        QA,
+        "activation",
+        method=stuck,
+        baseline=qa.id,
+        role="method",
+        status="failed",
+        metrics=[],
+        error=f"RuntimeError: out of memory {HOSTILE}",
+        exercised=True,
+    )
     hostile = SyntheticMethod("wanda", "pruning", LEVELS[:1], 0.5, knobs={"note": HOSTILE})
-    writer.cell(QA, "pruning", method=hostile, baseline=qa.id, role="method", damage=0.01, label=HOSTILE, config=HOSTILE,
-                hardware=HOSTILE, command=f"sparsebench run </code></pre>{HOSTILE}", sparsity_of="prunable weights")  # fmt: skip
+    writer.cell(
+        QA,
+        "pruning",
+        method=hostile,
+        baseline=qa.id,
+        role="method",
+        damage=0.01,
+        label=HOSTILE,
+        config=HOSTILE,
+        hardware=HOSTILE,
+        command=f"sparsebench run </code></pre>{HOSTILE}",
+        sparsity_of="prunable weights",
+    )
     return store

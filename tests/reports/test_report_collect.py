@@ -26,8 +26,9 @@ from sparsebench.reports.notation import VERDICTS
 from sparsebench.store import Store
 
 FIXED = (
-    "suite, cell, family, method, config, model, task, phase, budget, sparsity, flops_ratio, bytes_ratio, mode, metric, value, "
-    "ci_low, ci_high, n, dense, delta, delta_low, delta_high, verdict, seconds, peak_memory, energy, hardware, source"
+    "suite, cell, family, method, config, model, task, phase, budget, sparsity, "
+    "flops_ratio, bytes_ratio, mode, metric, value, ci_low, ci_high, n, "
+    "dense, delta, delta_low, delta_high, verdict, seconds, peak_memory, energy, hardware, source"
 ).split(", ")
 
 WANDA = SyntheticMethod("wanda", "pruning", LEVELS, 0.5)
@@ -70,7 +71,13 @@ def test_values_and_differences_are_those_of_the_samples(results: Path, table: p
 def test_fast_value_is_the_metrics_own(weighted: bool, transform: str) -> None:
     metric = Metric(name="m", column="x", transform=transform)  # type: ignore[arg-type]
     rng = np.random.default_rng(0)
-    for x in (rng.normal(size=50), np.where(rng.random(50) < 0.3, np.nan, 1.0), np.full(3, np.nan), np.full(4, 1e4), np.full(2, np.inf)):
+    for x in (
+        rng.normal(size=50),
+        np.where(rng.random(50) < 0.3, np.nan, 1.0),
+        np.full(3, np.nan),
+        np.full(4, 1e4),
+        np.full(2, np.inf),
+    ):
         weight = rng.random(len(x)) + 0.1 if weighted else None
         frame = pd.DataFrame({"x": x, **({"x.weight": weight} if weight is not None else {})})
         ours, theirs = value_of(metric, x, weight), metric.value(frame)
@@ -87,7 +94,9 @@ def test_names(table: pd.DataFrame) -> None:
 def test_stacks_are_printed_with_plus(writer: Writer) -> None:
     base = writer.cell(QA, "pruning")
     one = writer.cell(QA, "pruning", method=WANDA, budget=2, baseline=base.id, role="method")
-    spec = one.spec.model_copy(update={"stack": [*one.spec.stack, one.spec.stack[0].model_copy(update={"method": "quest"})]})
+    spec = one.spec.model_copy(
+        update={"stack": [*one.spec.stack, one.spec.stack[0].model_copy(update={"method": "quest"})]}
+    )
     from sparsebench.identity import cell_id
 
     identity = cell_id(spec.plain())

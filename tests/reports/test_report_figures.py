@@ -75,7 +75,9 @@ def test_the_frontier_is_not_beaten(tradeoffs: list[figures.Tradeoff]) -> None:
         front = figures.frontier(tradeoff)
         for kind in tradeoff.kinds:
             mine = [row for row in front if row["sparsity_of"] == kind]
-            assert all(a["sparsity"] < b["sparsity"] and sign * a["value"] > sign * b["value"] for a, b in pairwise(mine))
+            assert all(
+                a["sparsity"] < b["sparsity"] and sign * a["value"] > sign * b["value"] for a, b in pairwise(mine)
+            )
             for row in (r for r in tradeoff.rows if r["sparsity_of"] == kind):
                 assert any(f["sparsity"] >= row["sparsity"] and sign * f["value"] >= sign * row["value"] for f in mine)
 
@@ -92,7 +94,9 @@ def test_svg_is_valid_real_text_and_the_same_each_time(tradeoffs: list[figures.T
     assert "202" not in re.sub(r'="[^"]*"', "", first.split("<svg")[0]), "no date"
 
 
-def test_inline_figures_take_the_pages_colour_and_unique_ids(tradeoffs: list[figures.Tradeoff], table: pd.DataFrame) -> None:
+def test_inline_figures_take_the_pages_colour_and_unique_ids(
+    tradeoffs: list[figures.Tradeoff], table: pd.DataFrame
+) -> None:
     text = figures.svg(figures.draw(tradeoffs[0], figures.styles(table)), "salt")
     inline = figures.inline(text, "a &amp; b", "p1")
     root = ET.fromstring(inline)

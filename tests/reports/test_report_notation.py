@@ -33,15 +33,32 @@ def test_slugs_of_plain_names_are_the_names() -> None:
 
 @pytest.mark.parametrize(
     ("value", "expected"),
-    [(None, ""), (float("nan"), ""), (0.4304, "0.430"), (-0.0001, "0.000"), (20.81, "20.81"), (-3.5, "−3.500"),
-     (123.45, "123.5"), (12345.6, "12,346"), (2.5e8, "2.50e+08"), (float("inf"), "∞"), (0, "0.000")],
-)  # fmt: skip
+    [
+        (None, ""),
+        (float("nan"), ""),
+        (0.4304, "0.430"),
+        (-0.0001, "0.000"),
+        (20.81, "20.81"),
+        (-3.5, "\u22123.500"),
+        (123.45, "123.5"),
+        (12345.6, "12,346"),
+        (2.5e8, "2.50e+08"),
+        (float("inf"), "∞"),
+        (0, "0.000"),
+    ],
+)
 def test_numbers(value: float | None, expected: str) -> None:
     assert notation.number(value) == expected
 
 
 def test_differences_and_intervals() -> None:
-    assert notation.signed(0.0123) == "+0.012" and notation.signed(-0.5) == "−0.500" and notation.signed(1e-9) == "0.000"
-    assert notation.interval(-0.034, 0.01) == "[−0.034, +0.010]"
-    assert notation.interval(None, 0.01) == "[−∞, +0.010]" and notation.interval(None, None) == ""
-    assert notation.percent(0.5) == "50.0%" and notation.ratio(0.6) == "0.60×" and notation.p_value(1e-5) == "<0.001"
+    assert (
+        notation.signed(0.0123) == "+0.012"
+        and notation.signed(-0.5) == "\u22120.500"
+        and notation.signed(1e-9) == "0.000"
+    )
+    assert notation.interval(-0.034, 0.01) == "[\u22120.034, +0.010]"
+    assert notation.interval(None, 0.01) == "[\u2212∞, +0.010]" and notation.interval(None, None) == ""
+    assert (
+        notation.percent(0.5) == "50.0%" and notation.ratio(0.6) == "0.60\u00d7" and notation.p_value(1e-5) == "<0.001"
+    )

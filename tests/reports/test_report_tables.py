@@ -34,7 +34,7 @@ def test_terminal_fits_its_width_and_keeps_verdicts(table: pd.DataFrame, width: 
 
 def test_terminal_shows_what_was_asked_for(table: pd.DataFrame) -> None:
     text = plain(printed(table, 200))
-    assert "pruning · facts-qa" in text and "wanda" in text and "50.0%" in text and "0.60×" in text
+    assert "pruning · facts-qa" in text and "wanda" in text and "50.0%" in text and "0.60\u00d7" in text
     assert "random-weights (control)" in text and "out of memory" in text
     activation = text[text.index("activation · facts-qa") : text.index("activation · prose")]
     assert "◆ baseline" in activation, "a baseline that grids share stands in each of their tables"

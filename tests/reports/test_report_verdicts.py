@@ -6,7 +6,18 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from synthetic_results import CHOICE, GUESS, LEVELS, NEEDLE, PPL, QA, SyntheticMethod, SyntheticTask, Writer, write_suite
+from synthetic_results import (
+    CHOICE,
+    GUESS,
+    LEVELS,
+    NEEDLE,
+    PPL,
+    QA,
+    SyntheticMethod,
+    SyntheticTask,
+    Writer,
+    write_suite,
+)
 
 from sparsebench.metrics import Metric
 from sparsebench.records import MetricValue
@@ -25,7 +36,9 @@ def writer(tmp_path: Path) -> Writer:
     return Writer(store, samples=300)
 
 
-def put(writer: Writer, cell: StoredCell, frame: pd.DataFrame, metrics: list[Metric] | None = None, **outcome: Any) -> None:
+def put(
+    writer: Writer, cell: StoredCell, frame: pd.DataFrame, metrics: list[Metric] | None = None, **outcome: Any
+) -> None:
     """Replace a cell's samples, with the metrics that they give."""
     shown = metrics or [m.metric for m in cell.record.outcome.metrics]
     values = [MetricValue(metric=m, value=_finite(m.value(frame)), n=int(frame[m.column].notna().sum())) for m in shown]
@@ -48,7 +61,9 @@ def verdict(writer: Writer, cell: StoredCell, metric: str) -> str:
 
 def pair(writer: Writer, task: SyntheticTask, damage: float, **changes: Any) -> tuple[StoredCell, StoredCell]:
     base = writer.cell(task, "pruning")
-    sparse = writer.cell(task, "pruning", method=METHOD, budget=3, baseline=base.id, role="method", damage=damage, **changes)
+    sparse = writer.cell(
+        task, "pruning", method=METHOD, budget=3, baseline=base.id, role="method", damage=damage, **changes
+    )
     return base, sparse
 
 
@@ -93,7 +108,12 @@ def test_samples_that_come_twice_are_refused(writer: Writer) -> None:
 
 @pytest.mark.parametrize(
     ("change", "named"),
-    [({"version": 2}, "task version"), ({"data": "other"}, "data"), ({"definition": "x"}, "definition"), ({"limit": 7}, "limit")],
+    [
+        ({"version": 2}, "task version"),
+        ({"data": "other"}, "data"),
+        ({"definition": "x"}, "definition"),
+        ({"limit": 7}, "limit"),
+    ],
 )
 def test_other_tasks_and_data_are_refused(writer: Writer, change: dict[str, Any], named: str) -> None:
     class Changed(SyntheticTask):
@@ -237,7 +257,14 @@ def test_false_alarms_of_a_gate_stay_at_alpha(writer: Writer) -> None:
             method = SyntheticMethod(f"method-{k}", "pruning", LEVELS, 0.0)
             again = (rng.random(len(frame)) < frame["correct"].mean()).astype(float)
             answers = np.where(rng.random(len(frame)) < 0.15, again, frame["correct"])
-            writer.cell(task, f"grid-{trial}", method=method, baseline=base.id, role="method", frame=frame.assign(correct=answers))
+            writer.cell(
+                task,
+                f"grid-{trial}",
+                method=method,
+                baseline=base.id,
+                role="method",
+                frame=frame.assign(correct=answers),
+            )
     found = collect(writer.store.root)
     alarms = found[found["verdict"].isin(["regressed", "improved"])]["grid"].nunique()
     assert alarms <= 5
@@ -269,7 +296,17 @@ def test_safe_sparsities_of_tasks_without_signal_say_so(table: pd.DataFrame) -> 
 
 def test_one_family_of_tests_whatever_the_shards(tmp_path: Path, writer: Writer) -> None:
     base = writer.cell(QA, "pruning")
-    whole = [writer.cell(QA, "pruning", method=SyntheticMethod(f"m-{k}", "pruning", LEVELS, 0), baseline=base.id, role="method", damage=0.2) for k in range(4)]  # fmt: skip
+    whole = [
+        writer.cell(
+            QA,
+            "pruning",
+            method=SyntheticMethod(f"m-{k}", "pruning", LEVELS, 0),
+            baseline=base.id,
+            role="method",
+            damage=0.2,
+        )
+        for k in range(4)
+    ]
     together = collect(writer.store.root)
     shards = [Store.create(tmp_path / f"shard-{k}") for k in range(2)]
     for store in shards:

@@ -1,8 +1,8 @@
 """Attention as the engine and the attention methods see it.
 
 The engine registers one attention function with transformers (`AttentionInterface`), so no model class is patched. It
-finds the running `Flow` through a context variable, splits the flat tokens into rows and lets the attached policy attend
-them; without a policy, attention is dense.
+finds the running `Flow` through a context variable, splits the flat tokens into rows and lets the attached policy
+attend them; without a policy, attention is dense.
 """
 
 from __future__ import annotations
@@ -186,7 +186,7 @@ def _attention(
     dropout: float = 0.0,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """transformers' attention signature: query [batch, heads, queries, head_dim]; output [batch, queries, heads, dim]."""
+    """As transformers calls it: query [batch, heads, queries, head_dim]; output [batch, queries, heads, dim]."""
     flow = CURRENT.get()
     if flow is None:
         raise InputError("the model attends through SparseBench, but nothing of SparseBench is attached to it")

@@ -121,7 +121,11 @@ class PackedRows:
             if batch.span is not None:
                 first, last = batch.span
                 shape = (len(batch.lengths), -1, *flat_query.shape[1:])
-                q = flat_query[first:last].view(shape) if len(batch.lengths) == 1 else flat_query[first:last].reshape(shape)
+                q = (
+                    flat_query[first:last].view(shape)
+                    if len(batch.lengths) == 1
+                    else flat_query[first:last].reshape(shape)
+                )
                 k = flat_key[first:last].reshape(len(batch.lengths), -1, *flat_key.shape[1:])
                 v = flat_value[first:last].reshape(len(batch.lengths), -1, *flat_value.shape[1:])
             else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -175,7 +176,7 @@ class TreeRun:
             slots[i, end:] = path[0]
         aligned = group[0][1]
         even = aligned and all(row[2] == queries for row in group)
-        consecutive = all(a[4] + a[2] == b[4] for a, b in zip(group, group[1:], strict=False))
+        consecutive = all(a[4] + a[2] == b[4] for a, b in pairwise(group))
         span = (group[0][4], group[-1][4] + group[-1][2]) if even and consecutive else None
         return RowBatch(
             torch.from_numpy(tokens).to(device),
@@ -223,7 +224,8 @@ def forward(
             )
     finally:
         system.flow = previous
-    return out.logits[0]
+    logits: torch.Tensor = out.logits[0]
+    return logits
 
 
 def step(

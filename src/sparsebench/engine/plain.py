@@ -43,8 +43,9 @@ def score(system: CausalLM, requests: Sequence[Scored]) -> list[TokenScores]:
                 results[index].logprobs[part] = logprobs.gather(1, targets[:, None])[:, 0].double().cpu()
                 results[index].greedy[part] = (logprobs.argmax(dim=-1) == targets).cpu()
             phases = np.arange(ids.shape[1])[ids.shape[1] - request.scored :] >= request.prefill
-            system.counters.add("decode.scored", int(phases.sum()))
-            system.counters.add("prefill.scored", int((~phases).sum()))
+            for phase, chosen in (("prefill", ~phases), ("decode", phases)):
+                if chosen.any():
+                    system.counters.add(f"{phase}.scored", int(chosen.sum()))
     return results
 
 

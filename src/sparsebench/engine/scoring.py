@@ -64,7 +64,8 @@ def score(system: CausalLM, requests: Sequence[Scored]) -> list[TokenScores]:
     results = [TokenScores(np.full(r.scored, np.nan), np.zeros(r.scored, dtype=bool)) for r in requests]
     # A sequence of one token has nothing before its scored token; the caller puts a prefix token there.
     sequences = [
-        trie.TokenSequence(np.asarray(r.tokens[:-1], dtype=np.int64), min(r.prefill, len(r.tokens) - 1)) for r in requests
+        trie.TokenSequence(np.asarray(r.tokens[:-1], dtype=np.int64), min(r.prefill, len(r.tokens) - 1))
+        for r in requests
     ]
     nodes = trie.build(sequences, share=system.prefix_invariant)
     wanted, targets = _targets(nodes, requests)
@@ -78,7 +79,9 @@ def score(system: CausalLM, requests: Sequence[Scored]) -> list[TokenScores]:
                 for row, (node, offset) in enumerate(places[first : first + LOGIT_ROWS])
                 for target in targets[node][offset]
             ]
-            rows, tokens = (torch.tensor(x, device=part.device) for x in zip(*((a[0], a[3]) for a in asked), strict=True))
+            rows, tokens = (
+                torch.tensor(x, device=part.device) for x in zip(*((a[0], a[3]) for a in asked), strict=True)
+            )
             values = part[rows, tokens].double().tolist()
             greedy = (part.argmax(dim=-1)[rows] == tokens).tolist()
             for (_, request, place, _), value, first_choice in zip(asked, values, greedy, strict=True):

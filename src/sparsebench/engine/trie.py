@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -107,14 +108,12 @@ def _common(a: np.ndarray, b: np.ndarray) -> int:
     return int(differs[0]) if len(differs) else n
 
 
-def _groups(
-    shared: list[int], first: int, last: int, depth: int, parent: int
-) -> list[tuple[int, int, int, int]]:
+def _groups(shared: list[int], first: int, last: int, depth: int, parent: int) -> list[tuple[int, int, int, int]]:
     """Cut the sorted range where too little is shared beyond `depth`; last group first, as a stack wants them."""
     if first >= last:
         return []
     cuts = [first, *(i for i in range(first + 1, last) if shared[i] - depth < MIN_SHARED), last]
-    return [(a, b, depth, parent) for a, b in zip(cuts, cuts[1:], strict=False)][::-1]
+    return [(a, b, depth, parent) for a, b in pairwise(cuts)][::-1]
 
 
 def _append(nodes: list[Node], sequence: TokenSequence, start: int, end: int, parent: int) -> int:

@@ -148,6 +148,18 @@ class CausalLM(System):
         """Whether the engine packs rows; if not, it makes plain calls of the model, and attention is its own."""
         return not self.obstacle
 
+    def refuse_attention(self) -> None:
+        """Refuse a model whose attention cannot be replaced.
+
+        Raises:
+            InputError: It cannot.
+        """
+        if not self.packed:
+            raise InputError(
+                f"{type(self.model).__name__} cannot have its attention replaced: {self.obstacle}",
+                "sparse attention needs a model whose blocks attend through transformers' AttentionInterface",
+            )
+
     def describe(self) -> dict[str, Any]:
         """Facts for the record."""
         return {
@@ -192,12 +204,8 @@ class CausalLM(System):
         Raises:
             InputError: A policy was given, and the model does not attend through the engine.
         """
-        packed = self.packed  # tried before anything is attached
-        if policy is not None and not packed:
-            raise InputError(
-                f"{type(self.model).__name__} cannot have its attention replaced: {self.obstacle}",
-                "sparse attention needs a model whose blocks attend through transformers' AttentionInterface",
-            )
+        if not self.packed and policy is not None:  # tried in any case, before something is attached
+            self.refuse_attention()
         before = (self.decode_from_context_end, self.prefix_invariant, self.policy)
         self.decode_from_context_end |= decode
         self.prefix_invariant &= prefix_invariant

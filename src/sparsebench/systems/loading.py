@@ -32,7 +32,9 @@ PRECISION = "base_precision.txt"
 
 CAUSAL = ("ForCausalLM", "LMHeadModel")
 WEIGHTS = (".safetensors", ".bin", ".gguf", ".pt", ".pth")
-TOKENS = re.compile(r"(config|generation_config|added_tokens|special_tokens_map|tokenizer.*|vocab|merges)\.\w+$|.*\.model$")
+TOKENS = re.compile(
+    r"(config|generation_config|added_tokens|special_tokens_map|tokenizer.*|vocab|merges)\.\w+$|.*\.model$"
+)
 """Further files of a folder that change what a model answers."""
 
 

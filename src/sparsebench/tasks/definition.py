@@ -83,9 +83,7 @@ class TaskDefinition(BaseModel):
         if self.type in ("generate", "choice") and not self.scorer:
             raise FieldError(f"a {self.type} task names its scorer")
         if self.score_from >= self.window:
-            raise FieldError(
-                f"score_from {self.score_from} leaves nothing of a window of {self.window}"
-            )
+            raise FieldError(f"score_from {self.score_from} leaves nothing of a window of {self.window}")
         names = [metric.name for metric in self.metrics]
         if len(set(names)) < len(names):
             raise FieldError("two metrics have one name")

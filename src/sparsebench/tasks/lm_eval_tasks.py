@@ -156,7 +156,9 @@ class BoundLmEvalTask(BoundTask):
         better = task.higher_is_better()
         self.metrics = [_metric(name, bool(better.get(name, True)), i == 0) for i, name in enumerate(self._columns())]
         if not self.metrics:
-            raise InputError(f"{identifier} has no metric that is a mean over documents", f"it has {', '.join(self._aggregations)}")
+            raise InputError(
+                f"{identifier} has no metric that is a mean over documents", f"it has {', '.join(self._aggregations)}"
+            )
         documents = {i.doc_id: i.doc for i in self.instances}
         requests = [[i.request_type, *_plain(i.args)] for i in self.instances]
         hashed = content_hash([json.dumps(r, ensure_ascii=False) for r in requests])

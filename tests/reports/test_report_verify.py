@@ -1,0 +1,173 @@
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from synthetic_results import CHOICE, LEVELS, PPL, QA, SyntheticMethod, Writer, write_suite
+
+from sparsebench.reports.verify import Finding, passed, text, verify
+from sparsebench.store import Store
+
+METHOD = SyntheticMethod("method", "pruning", LEVELS, 0.5)
+
+
+@pytest.fixture
+def writer(tmp_path: Path) -> Writer:
+    store = Store.create(tmp_path / "run")
+    write_suite(store)
+    return Writer(store, samples=120)
+
+
+def errors(writer: Writer) -> list[Finding]:
+    return [finding for finding in verify(writer.store.root) if finding.severity == "error"]
+
+
+def edit(path: Path, change: Any) -> None:
+    data = json.loads(path.read_text())
+    change(data)
+    path.write_text(json.dumps(data))
+
+
+def test_honest_results_pass_and_what_cannot_be_checked_is_named(results: Path) -> None:
+    findings = verify(results)
+    assert passed(findings)
+    assert sum(f.severity == "ok" for f in findings) == len(Store.open(results).ids())
+    assert any("fingerprints" in f.message for f in findings if f.severity == "cannot check")
+    assert text(findings).splitlines()[-1].startswith("0 error,")
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "named"),
+    [
+        ("record.json", lambda d: d["outcome"]["metrics"][0].update(value=0.99), "its samples give"),
+        ("record.json", lambda d: d["outcome"]["metrics"][0].update(n=3), "recorded with n = 3"),
+        (
+            "record.json",
+            lambda d: d["outcome"]["metrics"][0]["metric"].update(column="nothing"),
+            "no numbers in a column",
+        ),
+        ("record.json", lambda d: d.update(samples_sha256="0" * 64), "not the file that was recorded"),
+        ("record.json", lambda d: d.update(samples_sha256=None), "no samples were stored"),
+        ("record.json", lambda d: d.update(schema_version=99), "newer"),
+        ("record.json", lambda d: d.update(cell="0" * 16), "is the record of cell"),
+        ("record.json", lambda d: d["outcome"].update(sparsity=1.5), "outside 0 to 1"),
+        ("record.json", lambda d: d["outcome"]["densities"].update(pairs=-0.5), "outside 0 to 1"),
+        ("record.json", lambda d: d["outcome"].update(flops=1e12), "times the dense"),
+        ("record.json", lambda d: d["outcome"].update(flops=-1.0), "FLOPs -1.0"),
+        ("record.json", lambda d: d["outcome"].update(seconds=-1.0), "seconds is -1"),
+        ("record.json", lambda d: d["outcome"].update(speed={"tokens_per_second": 9.0}), "simulated cell with a speed"),
+        ("record.json", lambda d: d["outcome"].update(metrics=[]), "no metric"),
+        ("record.json", lambda d: d["placement"].update(baseline="0" * 16), "not among the results"),
+        ("spec.json", lambda d: d.update(seed=5), "describes cell"),
+        ("spec.json", lambda d: d["task"].update(data="other"), "describes cell"),
+        ("env.json", lambda d: d.clear(), "hardware"),
+    ],
+)
+def test_edited_cells_are_found(writer: Writer, file: str, change: Any, named: str) -> None:
+    base = writer.cell(CHOICE, "pruning")
+    cell = writer.cell(CHOICE, "pruning", method=METHOD, baseline=base.id, role="method", damage=0.1)
+    assert not errors(writer)
+    edit(cell.folder / file, change)
+    found = errors(writer)
+    assert [f.subject for f in found] == [cell.id] and named in found[0].message
+
+
+@pytest.mark.parametrize("file", ["record.json", "spec.json", "env.json", "samples.parquet"])
+@pytest.mark.parametrize("how", ["cut", "gone"])
+def test_files_that_are_cut_short_or_gone_are_found(writer: Writer, file: str, how: str) -> None:
+    cell = writer.cell(CHOICE, "pruning")
+    path = cell.folder / file
+    if how == "cut":
+        path.write_bytes(path.read_bytes()[:40])
+    else:
+        path.unlink()
+    found = errors(writer)
+    assert len(found) == 1 and found[0].subject == cell.id and file.split(".")[0] in found[0].message
+
+
+def test_edited_samples_are_found(writer: Writer) -> None:
+    cell = writer.cell(CHOICE, "pruning")
+    frame = cell.samples()
+    assert frame is not None
+    frame.assign(correct=1.0).to_parquet(cell.folder / "samples.parquet")
+    (found,) = errors(writer)
+    assert found.check == "samples"
+
+
+def test_a_hash_that_was_edited_with_the_samples_does_not_hide_the_value(writer: Writer) -> None:
+    import hashlib
+
+    cell = writer.cell(CHOICE, "pruning")
+    frame = cell.samples()
+    assert frame is not None
+    path = cell.folder / "samples.parquet"
+    frame.assign(correct=1.0).to_parquet(path)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    edit(cell.folder / "record.json", lambda d: d.update(samples_sha256=digest))
+    assert any("its samples give 1.0" in f.message for f in errors(writer))
+
+
+def test_baselines_with_other_samples_are_found(writer: Writer) -> None:
+    base = writer.cell(CHOICE, "pruning")
+    frame = base.samples()
+    assert frame is not None
+    writer.cell(CHOICE, "pruning", method=METHOD, baseline=base.id, role="method", frame=frame.iloc[:-5])
+    (found,) = errors(writer)
+    assert found.check == "baseline" and "5 of the baseline's are missing" in found.message
+
+
+def test_baselines_of_other_tasks_and_failed_ones_are_found(writer: Writer) -> None:
+    base = writer.cell(PPL, "pruning")
+    writer.cell(CHOICE, "pruning", method=METHOD, baseline=base.id, role="method")
+    failed = writer.cell(QA, "pruning", status="failed", metrics=[], error="out of memory")
+    writer.cell(QA, "pruning", method=METHOD, baseline=failed.id, role="method")
+    messages = [f.message for f in errors(writer)]
+    assert any("other task" in m for m in messages) and any("failed" in m for m in messages)
+
+
+def test_copied_outputs_are_found(writer: Writer) -> None:
+    base = writer.cell(CHOICE, "pruning")
+    one = writer.cell(CHOICE, "pruning", method=METHOD, budget=4, baseline=base.id, role="method", damage=0.4)
+    other = SyntheticMethod("other", "pruning", LEVELS, 0.5)
+    frame = one.samples()
+    assert frame is not None
+    writer.cell(
+        CHOICE, "pruning", method=other, baseline=base.id, role="method", frame=frame.sample(frac=1, random_state=1)
+    )
+    (found,) = errors(writer)
+    assert found.check == "copies" and "method" in found.message and "other" in found.message
+
+
+def test_methods_that_changed_nothing_are_not_accused(writer: Writer) -> None:
+    base = writer.cell(CHOICE, "pruning")
+    for name in ("one", "two"):
+        writer.cell(
+            CHOICE,
+            "pruning",
+            method=SyntheticMethod(name, "pruning", LEVELS, 0),
+            baseline=base.id,
+            role="method",
+            frame=base.samples(),
+        )
+    findings = verify(writer.store.root)
+    assert passed(findings)
+    assert [f.check for f in findings if f.severity == "cannot check"] == ["provenance", "copies"]
+
+
+def test_texts_against_the_licence_are_found(writer: Writer) -> None:
+    frame = writer.cell(CHOICE, "pruning").samples()
+    assert frame is not None
+    writer.cell(CHOICE, "pruning", seed=1, frame=frame.assign(response="text"))
+    (found,) = errors(writer)
+    assert found.check == "licence"
+
+
+def test_links_and_unknown_suites(writer: Writer) -> None:
+    cell = writer.cell(CHOICE, "pruning")
+    shutil.move(cell.folder / "env.json", writer.store.root / "env.json")
+    (cell.folder / "env.json").symlink_to(writer.store.root / "env.json")
+    (writer.store.root / "suite.json").unlink()
+    findings = verify(writer.store.root)
+    assert any(f.check == "folder" and "links" in f.message for f in findings if f.severity == "error")
+    assert any(f.check == "suite" for f in findings if f.severity == "cannot check")

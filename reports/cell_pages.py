@@ -70,7 +70,7 @@ def _cost(item: Judged, row: Row, budget: str) -> Iterator[tuple[str, str]]:
     executed, bytes_read = item.cell.spec.mode == "executed", outcome.bytes_per_token
     of = f" of {notation.printable(outcome.sparsity_of, 80)}" if outcome.sparsity_of else ""
     yield from _known(
-        ("Method", method_name(item)),
+        ("Method", method_name(item.cell)),
         ("Knobs", row["config"]),
         ("Budget", budget),
         ("Realised sparsity", _and(notation.percent(outcome.sparsity, 2), of)),
@@ -103,6 +103,8 @@ def _provenance(item: Judged) -> Iterator[tuple[str, str]]:
     place = record.placement
     changed = " with uncommitted changes" if environment.dirty else ""
     yield from _known(
+        ("Model", item.cell.spec.system.ref),
+        ("Fingerprint", item.cell.spec.system.fingerprint),
         ("Suite", f"{place.suite}, version {place.suite_version}, grid {place.grid}"),
         ("Results folder", item.source.name),
         ("Hardware", environment.hardware),

@@ -15,9 +15,10 @@ from sparsebench.reports import notation
 from sparsebench.reports.check_counts import TOLERANCE, cell_rows
 from sparsebench.reports.check_quality import SamplePair, log_pairs, pair_of_cells, quality_rows
 from sparsebench.reports.check_result import CheckResult, CheckRow, name_of
-from sparsebench.reports.comparisons import compare_cells, conclusions
+from sparsebench.reports.comparisons import compare_cells
 from sparsebench.reports.lm_eval_files import is_log
 from sparsebench.reports.matching import Match, match
+from sparsebench.reports.rules import conclusions
 from sparsebench.reports.sources import Source, open_sources
 from sparsebench.reports.verdicts import noise_of
 from sparsebench.suite import Conclude, Margin
@@ -91,10 +92,8 @@ def compare(a: PathLike, b: PathLike, *, alpha: float | None = None, margin: flo
         pairs = [p for p in made if isinstance(p, SamplePair)]
         rows = [row for p in made if isinstance(p, list) for row in p]
         notes, noise = _notes(found.matches), _noise(source)
-        lonely = [m.baseline for m in found.matches if m.candidate is None] + found.new
-        rows += [
-            CheckRow("cells", name_of(cell), "", "not compared", False, "only in one of the two") for cell in lonely
-        ]
+        for cell in [m.baseline for m in found.matches if m.candidate is None] + found.new:
+            rows.append(CheckRow("cells", name_of(cell), "", "not compared", False, "only in one of the two"))
     if not pairs and not any(row.verdict == "refused" for row in rows):
         raise InputError(f"{a} and {b} share no cell", "cells match by model, stack and task")
     update: dict[str, object] = {}

@@ -13,10 +13,11 @@ from sparsebench.identity import seed_of
 from sparsebench.metrics import Metric
 from sparsebench.reports import notation
 from sparsebench.reports.check_result import CheckRow, name_of
-from sparsebench.reports.comparisons import Judgement, compare_rows, margin_of, row_of
+from sparsebench.reports.comparisons import Judgement, compare_rows, row_of
 from sparsebench.reports.lm_eval_files import LoggedTask, read_log
 from sparsebench.reports.matching import Match
 from sparsebench.reports.pairing import align, clusters_of, metric_mismatch, task_mismatch
+from sparsebench.reports.rules import margin_of
 from sparsebench.reports.sources import Samples, read_samples
 from sparsebench.reports.verdicts import correct, not_exercised
 from sparsebench.suite import Conclude

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from sparsebench.reports import notation
 from sparsebench.reports.collect import budget_name, method_name
-from sparsebench.reports.comparisons import Judged, Judgement
-from sparsebench.reports.sources import Source
+from sparsebench.reports.comparisons import Judgement
 from sparsebench.store import StoredCell
 
 
@@ -69,6 +67,5 @@ class CheckResult:
 
 def name_of(cell: StoredCell) -> str:
     """A cell as printed: `wanda 50% on facts-qa`."""
-    item = Judged(Source("", Path(), {}, {}), cell)
-    parts = [method_name(item), budget_name(cell.spec.stack), cell.spec.system.replica, cell.record.placement.config]
+    parts = [method_name(cell), budget_name(cell.spec.stack), cell.spec.system.replica, cell.record.placement.config]
     return notation.printable(f"{' '.join(p for p in parts if p)} on {cell.spec.task.id}", 120)

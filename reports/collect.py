@@ -16,6 +16,7 @@ from sparsebench.reports.comparisons import Judged, Judgement
 from sparsebench.reports.notation import printable
 from sparsebench.reports.sources import Source, open_sources
 from sparsebench.reports.verdicts import judge
+from sparsebench.store import StoredCell
 
 TEXT = "text"
 NUMBER = "number"
@@ -160,7 +161,7 @@ def _cell_columns(item: Judged) -> dict[str, Any]:
         "suite": place.suite,
         "cell": item.cell.id,
         "family": place.family,
-        "method": method_name(item),
+        "method": method_name(item.cell),
         "config": place.config,
         "model": spec.system.ref,
         "task": spec.task.id,
@@ -235,14 +236,14 @@ def _metric_columns(judgement: Judgement) -> dict[str, Any]:
     }
 
 
-def method_name(item: Judged) -> str:
+def method_name(cell: StoredCell) -> str:
     """The method's id, `a+b` for a stack, `dense` for an untouched language model."""
-    spec = item.cell.spec
+    spec = cell.spec
     if spec.stack:
         return "+".join(member.method for member in spec.stack)
     if spec.system.kind == "causal-lm":
         return "dense"
-    return item.cell.record.placement.label or "dense"
+    return cell.record.placement.label or "dense"
 
 
 def budget_name(stack: Sequence[MemberSpec]) -> str:

@@ -9,13 +9,13 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
-from pydantic import ValidationError
 
 from sparsebench.errors import IntegrityError
 from sparsebench.identity import seed_of
 from sparsebench.metrics import LARGEST_EXPONENT, Metric
 from sparsebench.reports.changes import Changes, changed_samples
 from sparsebench.reports.pairing import align, clusters_of, metric_mismatch, task_mismatch, unusable
+from sparsebench.reports.rules import conclusions, margin_of
 from sparsebench.reports.sources import Array, Cells, IntArray, Samples, Source, read_samples
 from sparsebench.stats import Comparison, Margin, compare_many, signal, value_bounds
 from sparsebench.store import StoredCell
@@ -73,6 +73,7 @@ class Judged:
         judgements: One a metric; empty for a cell without usable samples.
         problem: Why there are none.
         changes: The samples that changed most, where they were asked for.
+        baseline: The cell that it is compared with, itself for a baseline; None where that is not to be had.
     """
 
     source: Source
@@ -80,6 +81,7 @@ class Judged:
     judgements: list[Judgement] = field(default_factory=list)
     problem: str = ""
     changes: Changes | None = None
+    baseline: StoredCell | None = None
 
     @property
     def is_baseline(self) -> bool:
@@ -89,9 +91,12 @@ class Judged:
 
     @property
     def grid(self) -> tuple[str, int, str, str, str]:
-        """What the tests of a gate have in common: suite, grid, system and task."""
-        place = self.cell.record.placement
-        return place.suite, place.suite_version, place.grid, self.cell.spec.system.ref, self.cell.spec.task.id
+        """What the tests of a gate have in common: suite, grid, the baseline's system, and task.
+
+        The baseline's, because a row may run on another system than its grid: BM25 beside a learned encoder.
+        """
+        place, system = self.cell.record.placement, (self.baseline or self.cell).spec.system
+        return place.suite, place.suite_version, place.grid, system.ref, self.cell.spec.task.id
 
 
 def compare_cells(sources: Sequence[Source], *, changes: int = 0) -> list[Judged]:
@@ -112,24 +117,6 @@ def compare_cells(sources: Sequence[Source], *, changes: int = 0) -> list[Judged
     return judged
 
 
-def conclusions(source: Source) -> Conclude:
-    """What a source's suite concludes, and by which rule; the defaults where it says nothing.
-
-    Raises:
-        IntegrityError: Its rules are wrong.
-    """
-    suite = source.suite.get("suite")
-    stated = suite.get("conclude") if isinstance(suite, dict) else None
-    if stated is None:
-        return Conclude()
-    try:
-        return Conclude.model_validate(stated)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise IntegrityError(f"{source.name}/suite.json: conclude.{where}: {first['msg']}") from None
-
-
 def _groups(cells: Cells, judged: Iterable[Judged]) -> Iterator[tuple[StoredCell | str, list[Judged]]]:
     """Cells with the baseline that they share, or with the reason why they have none."""
     groups: dict[tuple[str, str], tuple[StoredCell | str, list[Judged]]] = {}
@@ -140,6 +127,7 @@ def _groups(cells: Cells, judged: Iterable[Judged]) -> Iterator[tuple[StoredCell
             continue
         found = cells.find(item.source, named) if named else None
         if found:
+            item.baseline = found[1]
             groups.setdefault((found[0].name, found[1].id), (found[1], []))[1].append(item)
         else:
             why = "its baseline is not among the results" if named else "its grid names no baseline"
@@ -261,14 +249,6 @@ def same_value(a: float | None, b: float | None) -> bool:
     if a is None or b is None:
         return a is b
     return math.isclose(a, b, rel_tol=1e-9, abs_tol=1e-12)
-
-
-def margin_of(rules: Conclude, task: str, metric: str) -> Margin | None:
-    """The margin that a suite declares for a metric of a task."""
-    stated = rules.margin(task, metric)
-    if stated is None:
-        return None
-    return Margin(stated.points, "points") if stated.points is not None else Margin(stated.relative or 0.0, "relative")
 
 
 def _interval(

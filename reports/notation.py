@@ -64,6 +64,17 @@ def escaped(text: str) -> str:
     return text.translate({ord(c): json.dumps(c)[1:-1] for c in hidden})
 
 
+def model_name(reference: str) -> str:
+    """A model's reference in brief: `SmolLM2-135M-Instruct.Q4_1.gguf`, `org/name@revision`, the last part of a path."""
+    kind, colon, rest = reference.partition(":")
+    rest = rest.split("&sha256=")[0]
+    if not colon:
+        return printable(reference)
+    if kind == "hf":
+        return printable(rest)
+    return printable(rest.rstrip("/").rsplit("#", 1)[-1].rsplit("/", 1)[-1] or rest)
+
+
 def slug(text: str) -> str:
     """A file name for any text: itself where that is safe, else a cleaned form with a hash that keeps it apart."""
     cleaned = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:60].strip("-")
@@ -94,7 +105,7 @@ def number(value: object, places: int | None = None) -> str:
         return "∞" if x > 0 else f"{MINUS}∞"
     if abs(x) >= 1e6:
         return f"{x:.2e}".replace("-", MINUS)
-    places = decimals(x) if places is None else places
+    places = decimals(x) if places is None else min(places, decimals(x) + 1 if abs(x) < 1000 else 0)
     text = f"{x:,.{places}f}"
     return text.lstrip("-") if float(text.replace(",", "")) == 0 else text.replace("-", MINUS)
 

@@ -20,10 +20,11 @@ from sparsebench.reports import notation, tables
 from sparsebench.reports.cell_pages import cell_page
 from sparsebench.reports.collect import COLUMNS, table_of
 from sparsebench.reports.comparisons import Judged
+from sparsebench.reports.overview import facts, source_line
 from sparsebench.reports.safe import safe_sparsities
 from sparsebench.reports.sources import Source, open_sources
-from sparsebench.reports.task_pages import baseline_lines, task_pages
-from sparsebench.reports.verdicts import TESTED_ROLES, judge
+from sparsebench.reports.task_pages import task_pages
+from sparsebench.reports.verdicts import judge
 from sparsebench.reports.views import (
     Cards,
     Descriptions,
@@ -127,7 +128,7 @@ class _Builder:
         self.safe = safe_sparsities(table)
         self.written: list[str] = []
         self.environment = _environment()
-        self.facts = _facts(self.headline, judged, sources)
+        self.facts = facts(self.headline, judged, sources)
         self.leaderboard_files: dict[str, str] = {}
 
     def build(self) -> None:
@@ -198,7 +199,7 @@ class _Builder:
             figure=figure,
             failed=[Row(row, page=self.pages.cell(row["source"], row["cell"])) for row in failed[:FAILED_SHOWN]],
             failed_left_out=max(0, len(failed) - FAILED_SHOWN),
-            sources=[_source_line(source, self.judged) for source in self.sources],
+            sources=[source_line(source, self.judged) for source in self.sources],
         )
 
     def _leaderboard(self) -> None:
@@ -304,6 +305,7 @@ def _environment() -> jinja2.Environment:
     environment.filters |= {
         "bytes_size": notation.bytes_size,
         "count": notation.count,
+        "model": notation.model_name,
         "number": notation.number,
         "p_value": notation.p_value,
         "percent": notation.percent,
@@ -315,41 +317,3 @@ def _environment() -> jinja2.Environment:
         "web": lambda url: str(url).startswith(("https://", "http://")),
     }
     return environment
-
-
-def _facts(headline: Sequence[Row], judged: Sequence[Judged], sources: Sequence[Source]) -> dict[str, Any]:
-    """What the overview and the footer say of everything."""
-    tested = [row for row in headline if row["role"] in TESTED_ROLES]
-    decided = [row["verdict"] for row in tested if row["verdict"] in ("improved", "non-inferior", "regressed")]
-    open_ = [row for row in tested if row["verdict"] == "inconclusive"]
-    days = sorted({item.cell.environment.started[:10] for item in judged if item.cell.environment.started})
-    broken = sum(len(source.broken) for source in sources)
-    return {
-        "suites": sorted({row["suite"] for row in headline if row["suite"]}),
-        "measured": days[0] if len(days) == 1 else f"{days[0]} to {days[-1]}" if days else "",
-        "cells": len(judged) + broken,
-        "failed": len({(row["source"], row["cell"]) for row in headline if row["status"] == "failed"}),
-        "methods": len({row["method"] for row in headline if row["role"] not in ("baseline", "noise", "")}),
-        "families": family_order(row["family"] for row in headline if row["family"]),
-        "tasks": len({row["task"] for row in headline if row["task"]}),
-        "silent": len({line["name"] for line in baseline_lines(headline) if line["signal"] == "none"}),
-        "models": len({row["model"] for row in headline if row["model"]}),
-        "samples": sum(row["n"] or 0 for row in tested if row["delta"] is not None),
-        "decided": len(decided) / (len(decided) + len(open_)) if decided or open_ else None,
-    }
-
-
-def _source_line(source: Source, judged: Sequence[Judged]) -> dict[str, Any]:
-    mine = [item.cell for item in judged if item.source is source]
-    days = sorted({cell.environment.started[:10] for cell in mine if cell.environment.started})
-    suites = sorted({(cell.record.placement.suite, cell.record.placement.suite_version) for cell in mine})
-    commits = {c.environment.commit + ("+changes" if c.environment.dirty else "") for c in mine if c.environment.commit}
-    return {
-        "name": notation.printable(source.name, 80),
-        "suite": ", ".join(notation.printable(name, 60) for name, _ in suites),
-        "version": ", ".join(str(version) for _, version in suites),
-        "cells": len(mine) + len(source.broken),
-        "measured": days[0] if len(days) == 1 else f"{days[0]} to {days[-1]}" if days else "",
-        "hardware": sorted({cell.environment.hardware for cell in mine}),
-        "commits": sorted(commits),
-    }

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
+from rich.cells import cell_len
 
 from sparsebench.errors import UnknownNameError
 from sparsebench.reports import notation
@@ -46,13 +47,13 @@ class Column:
         title: Its heading.
         text: What it shows of a row.
         number: Whether it is aligned as a number.
-        width: The narrowest terminal that shows it, in characters.
+        rank: Which columns go first where there is no room: the highest; 0 stays.
     """
 
     title: str
     text: Callable[[dict[str, Any]], str]
     number: bool = False
-    width: int = 0
+    rank: int = 0
 
 
 def _method(row: dict[str, Any]) -> str:
@@ -82,15 +83,15 @@ def verdict_text(row: dict[str, Any]) -> str:
 
 COLUMNS = (
     Column("method", _method),
-    Column("config", lambda r: printable(r["config"], 40), width=150),
+    Column("config", lambda r: printable(r["config"], 40), rank=7),
     Column("budget", lambda r: printable(r["budget"], 24)),
-    Column("sparsity", lambda r: notation.percent(r["sparsity"]), number=True, width=70),
-    Column("FLOPs", lambda r: notation.ratio(r["flops_ratio"]), number=True, width=90),
-    Column("metric", lambda r: printable(r["metric"], 24), width=105),
-    Column("value", lambda r: notation.number(r["value"], _places(r)), number=True, width=60),
+    Column("sparsity", lambda r: notation.percent(r["sparsity"]), number=True, rank=2),
+    Column("FLOPs", lambda r: notation.ratio(r["flops_ratio"]), number=True, rank=4),
+    Column("metric", lambda r: printable(r["metric"], 24), rank=5),
+    Column("value", lambda r: notation.number(r["value"], _places(r)), number=True, rank=1),
     Column("delta", _delta, number=True),
-    Column("interval", _interval, number=True, width=80),
-    Column("n", lambda r: notation.count(r["n"]), number=True, width=120),
+    Column("interval", _interval, number=True, rank=3),
+    Column("n", lambda r: notation.count(r["n"]), number=True, rank=6),
     Column("verdict", verdict_text),
 )
 
@@ -111,12 +112,15 @@ def groups(table: pd.DataFrame) -> Iterator[tuple[str, list[dict[str, Any]]]]:
     for key, group in rows.sort_values([*keys, *order], kind="stable").groupby(keys, sort=False):
         shared = baselines[baselines["cell"].isin(group["baseline"]) & ~baselines["cell"].isin(group["cell"])]
         shown = pd.concat([shared.drop_duplicates(["cell", "metric"]), group.drop(columns="_rank")])
-        names = [printable(name) for name in key if name]
+        names = [
+            *(printable(name) for name in key[:-1] if name),
+            *([notation.model_name(str(key[-1]))] if key[-1] else []),
+        ]
         yield " · ".join(names) or "unreadable cells", shown.to_dict("records")  # type: ignore[misc]
 
 
 def terminal(table: pd.DataFrame, width: int = 100) -> RenderableType:
-    """The headline rows for a terminal of some width; narrower ones get fewer columns."""
+    """The headline rows for a terminal of some width; where there is no room, columns are left out."""
     from rich.console import Group
     from rich.text import Text
 
@@ -136,14 +140,22 @@ def print_terminal(table: pd.DataFrame, console: Console | None = None) -> None:
     console.print(terminal(table, console.width), markup=False, highlight=False)
 
 
+def _fitting(rows: Sequence[dict[str, Any]], width: int) -> list[Column]:
+    """The columns that have something to show and room to show it."""
+    lengths = {c.title: max(cell_len(c.text(row)) for row in rows) for c in COLUMNS}
+    shown = [column for column in COLUMNS if lengths[column.title] or column.rank == 0]
+    while sum(max(cell_len(c.title), lengths[c.title]) + 3 for c in shown) > width and any(c.rank for c in shown):
+        shown.remove(max(shown, key=lambda c: c.rank))
+    return shown
+
+
 def _grid(rows: Sequence[dict[str, Any]], width: int) -> Table:
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
     grid = Table(box=box.SIMPLE_HEAD, pad_edge=False, expand=False)
-    shown = [column for column in COLUMNS if column.width <= width]
-    shown = [c for c in shown if c.title not in ("config", "interval") or any(c.text(r) for r in rows)]
+    shown = _fitting(rows, width)
     for column in shown:
         grid.add_column(column.title, justify="right" if column.number else "left", no_wrap=column.number)
     for row in rows:

@@ -200,13 +200,9 @@ def _numbers(cell: StoredCell, samples: Samples) -> Iterator[Found]:
             yield "error", "metrics", f"{metric.name} is recorded as {recorded.value}, its samples give {value}"
         if n != recorded.n:
             yield "error", "metrics", f"{metric.name} is recorded with n = {recorded.n}, its samples are {n}"
-    texts = [column for column in ("response", "target") if column in samples.columns]
-    if texts and not (cell.record.data and all(fact.publish_text for fact in cell.record.data)):
-        yield (
-            "error",
-            "licence",
-            f"the samples hold {' and '.join(texts)}, which the data's licence does not let be shown",
-        )
+    permitted = bool(cell.record.data) and all(fact.publish_text for fact in cell.record.data)
+    if "target" in samples.columns and not permitted:
+        yield "error", "licence", "the samples hold the data's answers, which its licence does not let be shown"
 
 
 def _pairing(cells: Cells, source: Source, cell: StoredCell, samples: Samples) -> Iterator[Found]:

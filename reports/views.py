@@ -17,6 +17,7 @@ from sparsebench.errors import SparseBenchError
 from sparsebench.reports import figures, notation
 from sparsebench.reports.safe import SafeSparsity
 from sparsebench.reports.tables import records
+from sparsebench.reports.tradeoffs import tradeoffs
 from sparsebench.reports.verdicts import TESTED_ROLES
 
 
@@ -174,7 +175,8 @@ def safe_table(safe: Sequence[SafeSparsity], pages: Pages, most: int = 60) -> Sa
     lines: dict[tuple[str, ...], dict[str, Any]] = {}
     for s in safe:
         varying = [k for k, values in told_apart[s.row["method"], s.row["config"]].items() if len(values) > 1]
-        detail = " ".join(part for part in (s.row["config"], *(s.row[key] for key in varying)) if part)
+        told = [notation.model_name(s.row[k]) if k == "model" else s.row[k] for k in varying]
+        detail = " ".join(part for part in (s.row["config"], *told) if part)
         order = family_order([*FAMILIES, s.row["family"]]).index(s.row["family"])
         place = (f"{order:03}", s.row["method"], detail, s.row["source"], s.row["grid"])
         line = lines.setdefault(
@@ -210,7 +212,7 @@ def figure_views(table: pd.DataFrame) -> list[FigureView]:
     """All figures of a table, drawn."""
     style = figures.styles(table)
     found = []
-    for tradeoff in figures.tradeoffs(table):
+    for tradeoff in tradeoffs(table):
         text = figures.svg(figures.draw(tradeoff, style), tradeoff.name)
         label = f"{tradeoff.metric} of {tradeoff.task} against sparsity and FLOPs"
         many = len(tradeoff.rows) > figures.MOST_BARS
@@ -220,7 +222,7 @@ def figure_views(table: pd.DataFrame) -> list[FigureView]:
             else ("Bars are intervals of the paired difference from the baseline.")
         )
         caption = (
-            f"{tradeoff.metric} of {tradeoff.task} on {notation.printable(tradeoff.model, 60)}, sparser to the right. "
+            f"{tradeoff.metric} of {tradeoff.task} on {notation.model_name(tradeoff.model)}, sparser to the right. "
             f"The line is the baseline, the band the declared margin. {bars} The numbers are in the task's table."
         )
         svg = Markup(figures.inline(text, str(escape(label)), tradeoff.name))  # matplotlib escapes the texts in it

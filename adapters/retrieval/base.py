@@ -140,9 +140,7 @@ def _sizes(vectors: Vectors, documents: Any, queries: Any, index: Any, hits: Any
         "flops_dense": 2.0 * dense_touched,
         "bytes": float(index.nbytes),
         "bytes_dense": float(full.nbytes),
-        "densities": {
-            "terms a document": documents.nnz / max(1, documents.shape[0]),
-            "terms a query": queries.nnz / max(1, queries.shape[0]),
-            "FLOPS measure": flops_measure(documents, queries),
-        },
+        "terms a document": documents.nnz / max(1, documents.shape[0]),
+        "terms a query": queries.nnz / max(1, queries.shape[0]),
+        "FLOPS measure": flops_measure(documents, queries),
     }

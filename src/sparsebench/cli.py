@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sparsebench import __version__
-from sparsebench.errors import InputError, SparseBenchError
+from sparsebench.errors import InputError, IntegrityError, SparseBenchError
 
 if TYPE_CHECKING:
     from sparsebench.plan import Plan
@@ -183,9 +183,10 @@ def report(
     format: Annotated[TableFormat, typer.Option("--format")] = TableFormat.table,
     out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="Write there; parquet needs it.")] = None,
 ) -> None:
-    """The results table of a folder."""
+    """The results table of a folder; exit code 2 where a cell is damaged, after what can be read."""
     from sparsebench.reports.collect import collect
     from sparsebench.reports.tables import parquet, print_terminal, render, summary
+    from sparsebench.store import AGAIN, Store
 
     table = collect(results)
     if format is TableFormat.parquet:
@@ -194,14 +195,17 @@ def report(
         parquet(table, out)
     elif format is TableFormat.table and out is None:
         print_terminal(table, _console())
-        return
     else:
         text = summary(table) if format is TableFormat.table else render(table, format.value)
         if out is None:
             typer.echo(text)
-            return
-        _write(out, text)
-    typer.echo(f"wrote {out}")
+        else:
+            _write(out, text)
+    if out is not None:
+        typer.echo(f"wrote {out}")
+    damaged = Store.open(results).damaged()
+    if damaged:
+        raise IntegrityError("not all cells can be read:\n  " + "\n  ".join(damaged), AGAIN)
 
 
 @app.command("site")
@@ -343,6 +347,9 @@ def main() -> None:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
+    except OSError as error:
+        typer.echo(f"error: {error.strerror or error}" + (f": {error.filename}" if error.filename else ""), err=True)
+        sys.exit(2)
     except Exception as error:
         # Typer's own errors (a wrong option or value) know how to say themselves; anything else is a defect of ours.
         say = getattr(error, "show", None)

@@ -246,7 +246,7 @@ def _run_cell(
         outcome.facts = plain({**result.facts, **{k: v for p in prepared for k, v in p.facts.items()}})
         samples = result.samples
         if not all(fact.publish_text for fact in bound.data):
-            samples = samples.drop(columns=[c for c in ("target",) if c in samples])
+            samples = samples.drop(columns=["response", "target"], errors="ignore")
         described = plain(system.describe())
         record = CellRecord(cell=cell.id, placement=cell.placement, outcome=outcome, system=described, data=bound.data)
         store.write(cell.spec, record, _environment(cell, session, system, started, replans), samples)

@@ -167,6 +167,16 @@ class Store:
             raise IntegrityError(f"{folder / 'record.json'}: is the record of cell {record.cell}")
         return StoredCell(identity, spec, record, environment, folder)
 
+    def damaged(self) -> list[str]:
+        """For each cell that cannot be read whole, what is wrong with it."""
+        found = []
+        for identity in self.ids():
+            try:
+                self.read(identity).check_samples()
+            except IntegrityError as error:
+                found.append(error.message)
+        return found
+
     def __iter__(self) -> Iterator[StoredCell]:
         return (self.read(identity) for identity in self.ids())
 

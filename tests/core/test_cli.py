@@ -92,8 +92,6 @@ def test_failed_cells_are_exit_code_3_and_the_others_are_stored(small, tmp_path,
     assert "no [/scores] today" in err
     assert "failed" in out
     assert [c.record.outcome.status for c in Store.open(tmp_path / "results")].count("ok") == 1
-    monkeypatch.undo()
-    monkeypatch.setenv("COLUMNS", "120")
 
 
 INTERRUPTED = """
@@ -217,7 +215,7 @@ class TestWrongInput:
         err = with_model(reference)
         assert f"has sha256 {hashlib.sha256(wheel.read_bytes()).hexdigest()}, expected {'0' * 64}" in err
         assert not list((tmp_path / "cache").rglob("*.whl"))
-        assert "no such file" in with_model("pypi:tinymodel==1.0#tinymodel/mdoel").lower() or True
+        assert "tinymodel/mdoel" in with_model("pypi:tinymodel==1.0#tinymodel/mdoel")
 
     def test_data(self, said, small, monkeypatch):
         path = small.write(grids=[{**small.data["grids"][0], "tasks": ["arc-easy"]}])
@@ -250,15 +248,29 @@ def test_a_results_folder_cut_short(small, tmp_path, sparsebench, name, damage):
     content = victim.read_bytes()
     victim.write_bytes(content[: len(content) // 2]) if damage == "cut" else victim.unlink()
     before = contents(out)
+    whole = name == "suite.json" and damage == "gone"  # the cells are all that matters then
     for command in (["report", out], ["report", out, "--format", "csv"], ["verify", out]):
         code, said, err = sparsebench(*command)
-        assert code in (0, 1, 2), (command, err)
-        assert (victim.parent.name[:8] in said + err) or name == "suite.json" or code == 0
-        if command[0] == "verify" and (name != "suite.json" or damage == "cut"):
-            assert code in (1, 2)
+        if whole:
+            assert code == 0
+        else:
+            assert code == (1 if command[0] == "verify" and name != "suite.json" else 2)
+            assert str(victim if name == "suite.json" or command[0] == "report" else victim.parent.name) in said + err
     assert contents(out) == before
     assert sparsebench("run", path, "--out", out, "--no-site")[0] == 0
     assert sparsebench("verify", out)[0] == 0
+    assert sparsebench("report", out)[0] == 0
+
+
+def test_places_that_cannot_be_written(small, tmp_path, sparsebench):
+    out = tmp_path / "results"
+    assert sparsebench("run", one_task(small), "--out", out, "--no-site")[0] == 0
+    (tmp_path / "file").write_text("")
+    there = tmp_path / "file" / "x"
+    for command in (["report", out, "--format", "csv", "--out", there], ["report", out, "--format", "parquet", "--out", there],
+                    ["site", out, "--out", there]):  # fmt: skip
+        code, _, err = sparsebench(*command)
+        assert (code, str(tmp_path / "file") in err) == (2, True), err
 
 
 def test_folders_without_results(sparsebench, tmp_path):

@@ -8,14 +8,16 @@ import pandas as pd
 import pytest
 
 from sparsebench.reports import figures
+from sparsebench.reports.tradeoffs import Tradeoff, frontier
+from sparsebench.reports.tradeoffs import tradeoffs as find_tradeoffs
 
 
 @pytest.fixture(scope="module")
-def tradeoffs(table: pd.DataFrame) -> list[figures.Tradeoff]:
-    return figures.tradeoffs(table)
+def tradeoffs(table: pd.DataFrame) -> list[Tradeoff]:
+    return find_tradeoffs(table)
 
 
-def test_one_figure_for_each_headline_metric_with_signal(tradeoffs: list[figures.Tradeoff]) -> None:
+def test_one_figure_for_each_headline_metric_with_signal(tradeoffs: list[Tradeoff]) -> None:
     assert [(t.task, t.metric) for t in tradeoffs] == [
         ("easy-choice", "accuracy"),
         ("facts-qa", "non_prior_accuracy"),
@@ -25,7 +27,7 @@ def test_one_figure_for_each_headline_metric_with_signal(tradeoffs: list[figures
     ]
 
 
-def test_kinds_of_sparsity_have_panels_of_their_own(tradeoffs: list[figures.Tradeoff], table: pd.DataFrame) -> None:
+def test_kinds_of_sparsity_have_panels_of_their_own(tradeoffs: list[Tradeoff], table: pd.DataFrame) -> None:
     perplexity = tradeoffs[3]
     assert perplexity.kinds == ["attention pairs (decode)", "inputs of linear layers", "prunable weights"]
     figure = figures.draw(perplexity, figures.styles(table))
@@ -33,7 +35,7 @@ def test_kinds_of_sparsity_have_panels_of_their_own(tradeoffs: list[figures.Trad
     assert all(axes.get_xlim()[0] > axes.get_xlim()[1] for axes in figure.axes[1::2]), "FLOPs: sparser to the right"
 
 
-def test_every_point_is_in_view(tradeoffs: list[figures.Tradeoff], table: pd.DataFrame) -> None:
+def test_every_point_is_in_view(tradeoffs: list[Tradeoff], table: pd.DataFrame) -> None:
     for tradeoff in tradeoffs:
         figure = figures.draw(tradeoff, figures.styles(table))
         left = figure.axes[::2]
@@ -69,10 +71,10 @@ def test_colours_are_readable_on_light_and_on_dark() -> None:
     assert contrast(figures.NEUTRAL, "#ffffff") >= 4.5 and contrast(figures.NEUTRAL, "#000000") >= 4.5
 
 
-def test_the_frontier_is_not_beaten(tradeoffs: list[figures.Tradeoff]) -> None:
+def test_the_frontier_is_not_beaten(tradeoffs: list[Tradeoff]) -> None:
     for tradeoff in tradeoffs:
         sign = 1 if tradeoff.higher_is_better else -1
-        front = figures.frontier(tradeoff)
+        front = frontier(tradeoff)
         for kind in tradeoff.kinds:
             mine = [row for row in front if row["sparsity_of"] == kind]
             assert all(
@@ -82,7 +84,7 @@ def test_the_frontier_is_not_beaten(tradeoffs: list[figures.Tradeoff]) -> None:
                 assert any(f["sparsity"] >= row["sparsity"] and sign * f["value"] >= sign * row["value"] for f in mine)
 
 
-def test_svg_is_valid_real_text_and_the_same_each_time(tradeoffs: list[figures.Tradeoff], table: pd.DataFrame) -> None:
+def test_svg_is_valid_real_text_and_the_same_each_time(tradeoffs: list[Tradeoff], table: pd.DataFrame) -> None:
     tradeoff = tradeoffs[1]
     first, second = (figures.svg(figures.draw(tradeoff, figures.styles(table)), "salt") for _ in range(2))
     assert first == second
@@ -94,9 +96,7 @@ def test_svg_is_valid_real_text_and_the_same_each_time(tradeoffs: list[figures.T
     assert "202" not in re.sub(r'="[^"]*"', "", first.split("<svg")[0]), "no date"
 
 
-def test_inline_figures_take_the_pages_colour_and_unique_ids(
-    tradeoffs: list[figures.Tradeoff], table: pd.DataFrame
-) -> None:
+def test_inline_figures_take_the_pages_colour_and_unique_ids(tradeoffs: list[Tradeoff], table: pd.DataFrame) -> None:
     text = figures.svg(figures.draw(tradeoffs[0], figures.styles(table)), "salt")
     inline = figures.inline(text, "a &amp; b", "p1")
     root = ET.fromstring(inline)
@@ -122,7 +122,7 @@ def test_odd_tables_still_draw(table: pd.DataFrame) -> None:
     few = table[(table["task"] == "easy-choice")].copy()
     few["flops_ratio"] = math.nan
     few.loc[few["method"] == "wanda", "method"] = "_hidden $x_{1}^"
-    (tradeoff,) = figures.tradeoffs(few[(few["budget"] == "10%") | (few["role"] == "baseline")])
+    (tradeoff,) = find_tradeoffs(few[(few["budget"] == "10%") | (few["role"] == "baseline")])
     figure = figures.draw(tradeoff, figures.styles(few))
     assert len(figure.axes) == 1, "no panel without points"
     assert "_hidden $x_{1}^" in figures.svg(figure, "salt")
@@ -131,6 +131,6 @@ def test_odd_tables_still_draw(table: pd.DataFrame) -> None:
 def test_more_series_than_a_legend_holds(table: pd.DataFrame) -> None:
     row = table[(table["method"] == "wanda") & (table["task"] == "easy-choice") & table["headline"]].head(1)
     many = pd.concat([row.assign(method=f"m{k:03}", sparsity=0.1 + k / 1000, value=0.6 - k / 1000) for k in range(60)])
-    (tradeoff,) = figures.tradeoffs(many.reset_index(drop=True))
+    (tradeoff,) = find_tradeoffs(many.reset_index(drop=True))
     text = figures.svg(figures.draw(tradeoff, figures.styles(many)), "salt")
     assert f"{60 - figures.MOST_SERIES} further" in text

@@ -62,3 +62,22 @@ def test_differences_and_intervals() -> None:
     assert (
         notation.percent(0.5) == "50.0%" and notation.ratio(0.6) == "0.60\u00d7" and notation.p_value(1e-5) == "<0.001"
     )
+
+
+@pytest.mark.parametrize(
+    ("reference", "expected"),
+    [
+        ("pypi:llm==0.1#pkg/SmolLM2.Q4_1.gguf&sha256=abc", "SmolLM2.Q4_1.gguf"),
+        ("hf:org/name@main", "org/name@main"),
+        ("path:/home/me/models/tiny/", "tiny"),
+        ("lexical", "lexical"),
+        ("", ""),
+    ],
+)
+def test_model_names(reference: str, expected: str) -> None:
+    assert notation.model_name(reference) == expected
+
+
+def test_large_values_keep_no_decimals_of_small_ones() -> None:
+    assert notation.number(36042.6, 2) == "36,043" and notation.number(24.8812, 2) == "24.88"
+    assert notation.signed(182.594, 2) == "+182.59"

@@ -320,3 +320,14 @@ def test_one_family_of_tests_whatever_the_shards(tmp_path: Path, writer: Writer)
     order = ["cell", "metric"]
     a, b = (t[columns].sort_values(order).reset_index(drop=True) for t in (together, apart))
     pd.testing.assert_frame_equal(a, b)
+
+
+def test_rows_on_another_system_are_in_the_gate_of_their_baseline(writer: Writer) -> None:
+    base = writer.cell(CHOICE, "pruning")
+    other = METHOD.system.model_copy(update={"ref": "hf:another/model"})
+    for k, system in enumerate((METHOD.system, other)):
+        method = SyntheticMethod(f"method-{k}", "pruning", LEVELS, 0.5, system=system)
+        writer.cell(CHOICE, "pruning", method=method, baseline=base.id, role="method", damage=0.2)
+    table = collect(writer.store.root)
+    tested = table[(table["role"] == "method") & table["headline"]]
+    assert set(tested["family_of_tests"]) == {"Holm, 2 tests"}

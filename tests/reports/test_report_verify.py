@@ -158,7 +158,9 @@ def test_methods_that_changed_nothing_are_not_accused(writer: Writer) -> None:
 def test_texts_against_the_licence_are_found(writer: Writer) -> None:
     frame = writer.cell(CHOICE, "pruning").samples()
     assert frame is not None
-    writer.cell(CHOICE, "pruning", seed=1, frame=frame.assign(response="text"))
+    writer.cell(CHOICE, "pruning", seed=1, frame=frame.assign(response="what the model said"))
+    assert not errors(writer)
+    writer.cell(CHOICE, "pruning", seed=2, frame=frame.assign(target="what the data holds"))
     (found,) = errors(writer)
     assert found.check == "licence"
 

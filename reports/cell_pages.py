@@ -74,7 +74,7 @@ def _cost(item: Judged, row: Row, budget: str) -> Iterator[tuple[str, str]]:
         ("Knobs", row["config"]),
         ("Budget", budget),
         ("Realised sparsity", _and(notation.percent(outcome.sparsity, 2), of)),
-        *((f"Density: {name}", notation.percent(value, 2)) for name, value in sorted(outcome.densities.items())),
+        *((f"Realised: {name}", notation.percent(value, 2)) for name, value in sorted(outcome.densities.items())),
         ("FLOPs", _and(notation.ratio(row["flops_ratio"]), _absolute(outcome.flops, outcome.flops_dense))),
         (
             "Bytes a token",

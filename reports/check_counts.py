@@ -71,6 +71,6 @@ def counts_of(cell: StoredCell) -> dict[str, float]:
         name: getattr(outcome, name)
         for name in ("sparsity", "flops", "flops_dense", "bytes_per_token", "bytes_per_token_dense", "decode_queries")
     }
-    densities = {f"density {name}": value for name, value in outcome.densities.items()}
+    densities = {f"realised {name}": value for name, value in outcome.densities.items()}
     counters = {f"counter {name}": value for name, value in outcome.counters.items()}
     return {k: v for k, v in {**named, **densities, **counters}.items() if v is not None}

@@ -177,6 +177,11 @@ def _limits(axes: Axes, tradeoff: Tradeoff, rows: list[Row], column: str, bars: 
         margin = tradeoff.margin or 0.0
         heights += [tradeoff.dense, tradeoff.dense - margin, tradeoff.dense + margin]
     low, high = min(heights), max(heights)
+    values = [row["value"] for row in rows]
+    if min(values) >= 0:
+        # Intervals may reach beyond what the metric can be.
+        low = max(low, 0.0)
+        high = min(high, 1.0) if max(values) <= 1 else high
     if low > 0 and high > 5 * low and not tradeoff.higher_is_better:
         _log_scale(axes)
         axes.set_ylim(low / (high / low) ** 0.06, high * (high / low) ** 0.06)

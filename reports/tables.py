@@ -58,6 +58,8 @@ class Column:
 
 def _method(row: dict[str, Any]) -> str:
     name = printable(row["method"], 40)
+    if row["role"] == "noise":
+        return printable(row["label"], 40) or name
     if row["role"] in ("baseline", "method", ""):
         return name
     return f"{name} ({printable(row['role'])})"

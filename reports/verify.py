@@ -138,7 +138,7 @@ def _cell(cell: StoredCell) -> Iterator[Found]:
 def _plausible(cell: StoredCell) -> Iterator[Found]:
     """Numbers within the bounds of what they can be."""
     outcome = cell.record.outcome
-    shares = {"sparsity": outcome.sparsity, **{f"density {name}": value for name, value in outcome.densities.items()}}
+    shares = {"sparsity": outcome.sparsity, **{f"realised {name}": value for name, value in outcome.densities.items()}}
     for name, share in shares.items():
         if share is not None and not -1e-9 <= share <= 1 + 1e-9:
             yield "error", "plausible", f"{name} is {share}, outside 0 to 1"

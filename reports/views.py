@@ -167,18 +167,14 @@ class SafeTable:
 def safe_table(safe: Sequence[SafeSparsity], pages: Pages, most: int = 60) -> SafeTable:
     """Lay out the largest safe sparsities."""
     columns = sorted({(s.row["task"], s.row["metric"]) for s in safe})
-    told_apart: dict[tuple[str, str], dict[str, set[str]]] = {}
-    for s in safe:
-        found = told_apart.setdefault((s.row["method"], s.row["config"]), {})
-        for key in ("mode", "dtype", "model", "protocol", "source"):
-            found.setdefault(key, set()).add(s.row[key])
+    told_apart = _told_apart(safe)
     lines: dict[tuple[str, ...], dict[str, Any]] = {}
     for s in safe:
-        varying = [k for k, values in told_apart[s.row["method"], s.row["config"]].items() if len(values) > 1]
+        varying = told_apart[s.row["method"], s.row["config"]]
         told = [notation.model_name(s.row[k]) if k == "model" else s.row[k] for k in varying]
         detail = " ".join(part for part in (s.row["config"], *told) if part)
         order = family_order([*FAMILIES, s.row["family"]]).index(s.row["family"])
-        place = (f"{order:03}", s.row["method"], detail, s.row["source"], s.row["grid"])
+        place = (f"{order:03}", s.row["method"], detail)
         line = lines.setdefault(
             place,
             {
@@ -192,6 +188,22 @@ def safe_table(safe: Sequence[SafeSparsity], pages: Pages, most: int = 60) -> Sa
     ordered = [lines[key] for key in sorted(lines)]
     named = [({"name": task, "page": pages.task(task)}, metric) for task, metric in columns]
     return SafeTable(named, ordered[:most], max(0, len(ordered) - most))
+
+
+def _told_apart(safe: Sequence[SafeSparsity]) -> dict[tuple[str, str], list[str]]:
+    """For each method and configuration, what tells several results on one task and metric apart."""
+    seen: dict[tuple[str, str], dict[tuple[str, str], list[dict[str, Any]]]] = {}
+    for s in safe:
+        tasks = seen.setdefault((s.row["method"], s.row["config"]), {})
+        tasks.setdefault((s.row["task"], s.row["metric"]), []).append(s.row)
+    return {
+        series: [
+            key
+            for key in ("model", "dtype", "mode", "protocol", "suite", "grid", "source")
+            if any(len({row[key] for row in rows}) > 1 for rows in tasks.values())
+        ]
+        for series, tasks in seen.items()
+    }
 
 
 @dataclass(frozen=True)
@@ -257,6 +269,11 @@ class MethodView:
 
     card: MethodCard
     knobs: list[Knob] = field(default_factory=list)
+
+    @property
+    def explained(self) -> bool:
+        """Whether any knob says what it means."""
+        return any(knob.meaning for knob in self.knobs)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.card, name)

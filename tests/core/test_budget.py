@@ -58,7 +58,12 @@ def test_a_budget_has_one_kind(data):
 
 
 def test_labels_and_numbers():
-    shown = {("sparsity", 0.5): "50%", ("sparsity", 0.125): "12.5%", ("pattern", "2:4"): "2:4", ("tokens", 64): "64 tokens"}
+    shown = {
+        ("sparsity", 0.5): "50%",
+        ("sparsity", 0.125): "12.5%",
+        ("pattern", "2:4"): "2:4",
+        ("tokens", 64): "64 tokens",
+    }
     assert {key: Budget(*key).label for key in shown} == shown
     assert Budget("pattern", "1:4").number == 0.25
     assert Budget("pattern", "02:04") == Budget("pattern", "2:4")

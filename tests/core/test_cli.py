@@ -184,8 +184,13 @@ class TestWrongInput:
         wrong = {
             "unknown suite 'quikstart'": "quikstart",
             "cannot read": tmp_path / "none.yaml",
-            "wrong.yaml:25: grids.0.methods.0.method: unknown adapter 'wnada'\n  did you mean 'wanda'": {"method": "wnada"},
-            "budget sparsity=1.5: must be at least 0 and below 1": {"method": "magnitude", "budgets": {"sparsity": 1.5}},
+            "wrong.yaml:25: grids.0.methods.0.method: unknown adapter 'wnada'\n  did you mean 'wanda'": {
+                "method": "wnada"
+            },
+            "budget sparsity=1.5: must be at least 0 and below 1": {
+                "method": "magnitude",
+                "budgets": {"sparsity": 1.5},
+            },
             "magnitude has no budget 'tokens'": {"method": "magnitude", "budgets": {"tokens": 64}},
         }
         for message, suite in wrong.items():

@@ -70,7 +70,10 @@ def test_phases_and_counts_are_those_of_packed_rows():
     """One model both ways: what is scored, generated and counted agrees."""
     tokens = sequences((30, 34), common=1)
     requests = [Scored(t, 6, len(t) - 9) for t in tokens]
-    prompts = [Prompt(t, len(t) - 3, (), 8, frozenset(), Sampling(temperature=s, seed=1)) for t, s in zip(tokens, (0, 0.8))]
+    prompts = [
+        Prompt(t, len(t) - 3, (), 8, frozenset(), Sampling(temperature=s, seed=1))
+        for t, s in zip(tokens, (0, 0.8), strict=True)
+    ]
     found = {}
     for obstacle in ("", "for the sake of the test"):
         system = models.tiny_system("llama", max_lanes=1)
@@ -136,7 +139,12 @@ def test_a_window_that_the_model_keeps_to_itself():
 
 def test_what_is_no_causal_language_model():
     config = BertConfig(
-        vocab_size=64, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, initializer_range=0.5
+        vocab_size=64,
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=16,
+        initializer_range=0.5,
     )
     system = CausalLM(BertLMHeadModel(config), None)
     with pytest.raises(InputError, match="BertLMHeadModel is not causal"):
@@ -149,7 +157,10 @@ def test_logits_that_are_no_numbers_are_an_error_and_no_perplexity(name):
     assert system.packed == (name == "llama")
     with torch.no_grad():
         next(iter(system.model.parameters()))[5] = torch.nan
-    for run in (lambda: score(system, [Scored([4, 5, 6], 2, 3)]), lambda: generate(system, [Prompt([4, 5], 2, (), 3, frozenset())])):
+    for run in (
+        lambda: score(system, [Scored([4, 5, 6], 2, 3)]),
+        lambda: generate(system, [Prompt([4, 5], 2, (), 3, frozenset())]),
+    ):
         with pytest.raises(InputError, match="no finite numbers"):
             run()
     broken = models.tiny_system(name)

@@ -76,7 +76,9 @@ def test_another_model_other_ids(small, tmp_path):
     after = plan(load_suite(str(small.path)).with_model(reference))
     changed = {c.spec.system.kind for c, d in zip(before.cells, after.cells, strict=True) if c.id != d.id}
     assert changed == {"causal-lm"}
-    assert all(c.id != d.id for c, d in zip(before.cells, after.cells, strict=True) if c.spec.system.kind == "causal-lm")
+    assert all(
+        c.id != d.id for c, d in zip(before.cells, after.cells, strict=True) if c.spec.system.kind == "causal-lm"
+    )
 
 
 def test_a_changed_definition_changes_ids_but_a_changed_title_does_not(small):
@@ -103,7 +105,9 @@ def test_shards_share_out_all_cells_and_keep_baselines_with_them(small, count):
     for part in parts:
         ids = {c.id for c in part}
         assert all(c.placement.baseline in ids for c in part if c.placement.baseline)
-    assert [[c.id for c in part] for part in parts] == [[c.id for c in made.shard(i, count)] for i in range(1, count + 1)]
+    assert [[c.id for c in part] for part in parts] == [
+        [c.id for c in made.shard(i, count)] for i in range(1, count + 1)
+    ]
 
 
 def test_limits_are_the_smaller_of_the_two(small):

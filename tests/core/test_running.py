@@ -16,10 +16,10 @@ from sparsebench import adapters, executors, runner, suite_run
 from sparsebench.adapters.base import Adapter
 from sparsebench.errors import InputError, IntegrityError, UnknownNameError
 from sparsebench.plan import plan
-from sparsebench.suite_run import run_suite
 from sparsebench.runner import Session, plain, run_cells
 from sparsebench.store import Store
 from sparsebench.suite import load_suite
+from sparsebench.suite_run import run_suite
 from sparsebench.tasks.perplexity import BoundPerplexityTask
 
 CELLS = 19
@@ -62,7 +62,9 @@ def perplexities(folder, label):
     return [cell.record.outcome.metrics[0].value for cell in cells]
 
 
-def test_both_executors_store_the_same_bytes_and_finished_cells_are_not_computed_again(small, out, tmp_path, monkeypatch):
+def test_both_executors_store_the_same_bytes_and_finished_cells_are_not_computed_again(
+    small, out, tmp_path, monkeypatch
+):
     cores = len(os.sched_getaffinity(0))
     with threads(max(1, cores // 2)):  # as many as each worker has: sums of floats depend on it
         outcome = run_suite(str(small.path), out)
@@ -98,7 +100,9 @@ def test_the_small_suite_says_what_it_should(small, out):
         if cell.spec.system.kind == "causal-lm":
             assert cell.record.system["engine"] == "packed rows"
             assert cell.record.system["base_precision"] == "float32"
-    shown = {(c.record.data[0].publish_text, name in c.samples()) for c in Store.open(out) for name in ("response", "target")}
+    shown = {
+        (c.record.data[0].publish_text, name in c.samples()) for c in Store.open(out) for name in ("response", "target")
+    }
     assert shown == {(True, True), (False, False)}  # texts only where the licence permits
 
 
@@ -223,7 +227,9 @@ def test_states_of_a_method_serve_all_of_its_budgets_and_are_dropped_afterwards(
         {"method": "wanda", "budgets": {"sparsity": [0.2, 0.5]}, "knobs": {"stats_pass": "dense"}},
         {"method": "magnitude", "budgets": {"sparsity": 0.5}},
     ]
-    grids = [{**small.data["grids"][0], "tasks": [small.task("tiny-perplexity")], "methods": rows, "calibration": "text"}]
+    grids = [
+        {**small.data["grids"][0], "tasks": [small.task("tiny-perplexity")], "methods": rows, "calibration": "text"}
+    ]
     prepared = []
     real = Adapter.prepare
     wanda = adapters.get("wanda")
@@ -338,7 +344,10 @@ def test_a_cell_on_which_two_workers_died_has_failed(small, out, monkeypatch, wo
     outcome = run_suite(str(small_grid(small)), out, executor="process", workers=1)
     assert (outcome.done, outcome.failed, outcome.left) == (3, 1, 0)
     (failed,) = (c for c in Store.open(out) if c.record.outcome.status == "failed")
-    assert failed.record.outcome.error == "ChildProcessError: two worker processes died on this cell, the last with code -9"
+    assert (
+        failed.record.outcome.error
+        == "ChildProcessError: two worker processes died on this cell, the last with code -9"
+    )
 
 
 def test_an_interrupt_reaches_workers_after_the_cell_in_flight(small, out, monkeypatch, workers):

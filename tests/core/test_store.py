@@ -66,7 +66,9 @@ def test_what_is_written_is_read(store):
     assert (found.id, found.spec, found.record.outcome.metrics[0].value) == (identity, cell, 0.5)
     pd.testing.assert_frame_equal(found.samples(), SAMPLES)
     assert store.finished(identity)
-    assert files(store) == [f"cells/{identity}/{n}" for n in ("env.json", "record.json", "samples.parquet", "spec.json")]
+    assert files(store) == [
+        f"cells/{identity}/{n}" for n in ("env.json", "record.json", "samples.parquet", "spec.json")
+    ]
 
 
 def test_equal_cells_are_equal_bytes(store, tmp_path):
@@ -103,7 +105,9 @@ def test_a_run_that_dies_while_it_stores_leaves_nothing_half_done(store, monkeyp
         monkeypatch.setattr(store_module, "_move_into_place", die)
     else:
         real = store_module.write_json
-        monkeypatch.setattr(store_module, "write_json", lambda path, data: die() if path.name == at else real(path, data))
+        monkeypatch.setattr(
+            store_module, "write_json", lambda path, data: die() if path.name == at else real(path, data)
+        )
     with pytest.raises(Killed):
         write(store, cell)
     assert files(store) == before

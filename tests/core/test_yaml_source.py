@@ -111,7 +111,11 @@ def test_what_a_validator_says_keeps_its_hint_and_gets_its_place():
 
 def test_files(tmp_path):
     (tmp_path / "a.yaml").write_bytes(b"a: \xff\n")
-    for path, wanted in ((tmp_path / "a.yaml", "not UTF-8"), (tmp_path / "no.yaml", "No such file"), (tmp_path, "directory")):
+    for path, wanted in (
+        (tmp_path / "a.yaml", "not UTF-8"),
+        (tmp_path / "no.yaml", "No such file"),
+        (tmp_path, "directory"),
+    ):
         with pytest.raises(InputError, match=wanted):
             read_yaml(path)
     with pytest.raises(InputError, match="null"):

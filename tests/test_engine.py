@@ -95,6 +95,18 @@ def test_scores_do_not_depend_on_the_batch_plan(seed, batch_tokens):
         np.testing.assert_allclose(a.logprobs, b.logprobs, atol=1e-4)
 
 
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.tuples(st.integers(2, 40), st.integers(0, 40)), min_size=1, max_size=9), st.integers(0, 2**31))
+def test_unlike_rows_equal_plain_forward_calls(sizes, seed):
+    """Sequences of any lengths, few of which begin alike; keys of an earlier chunk must not be read for them."""
+    model = models.tiny_model("llama")
+    rng = np.random.default_rng(seed)
+    lead = rng.integers(3, 250, 40).tolist()
+    requests = [Scored([*lead[:shared], *rng.integers(3, 250, own).tolist()], 1, own + shared) for own, shared in sizes]
+    for request, result in zip(requests, score(CausalLM(model, None, fingerprint="x", batch_tokens=64), requests), strict=True):
+        np.testing.assert_allclose(result.logprobs, naive(model, request), atol=1e-4)
+
+
 @pytest.fixture(scope="module")
 def story() -> CausalLM:
     model, tokenizer = models.stories()

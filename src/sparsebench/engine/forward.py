@@ -91,9 +91,12 @@ class TreeRun:
         positions = torch.from_numpy(np.concatenate([np.arange(node.start, node.end) for node in nodes])).to(device)
         phase = np.concatenate([np.full(len(node.tokens), node.decode) for node in nodes])
         prompts = np.concatenate([np.full(len(node.tokens), node.prompt) for node in nodes])
+        batches = self._batches(nodes, starts)
+        # Rows that do not lie in one piece in the chunk are read from the store, even where nothing is shared.
         keep = self.keep_leaves or any(node.parent >= 0 or node.uses for node in nodes)
+        keep = keep or any(batch.span is None for batch in batches)
         slots = torch.from_numpy(np.concatenate([node.slots for node in nodes if node.slots is not None])).to(device)
-        rows = PackedRows(self._batches(nodes, starts), self.store, slots, keep)
+        rows = PackedRows(batches, self.store, slots, keep)
         flow = Flow(
             system.policy, rows, torch.from_numpy(phase).to(device), positions, torch.from_numpy(prompts).to(device)
         )

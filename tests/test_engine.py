@@ -176,3 +176,11 @@ def test_attention_implementation_is_back_afterwards(story):
     before = story.model.config._attn_implementation
     score(story, [Scored([1, 2, 3], 1, 2)])
     assert story.model.config._attn_implementation == before
+
+
+def test_rows_of_unequal_length_in_one_chunk_need_no_common_beginning():
+    model = models.tiny_model("llama")
+    rng = np.random.default_rng(3)
+    requests = [Scored(rng.integers(3, 250, n).tolist(), 2, n) for n in (9, 10, 10, 12)]
+    for request, result in zip(requests, score(CausalLM(model, None), requests), strict=True):
+        np.testing.assert_allclose(result.logprobs, naive(model, request), atol=1e-4)

@@ -232,7 +232,7 @@ def pip_sources() -> set[str]:
 
 def test_no_file_names_a_registry_or_a_folder_of_somebodys_machine(repository: list[Path]) -> None:
     homes = "|".join(("home", "root", "Users", "work", "opt", "mnt"))
-    path = re.compile(rf"(?<![\w.~$}}/)-])/(?:{homes})/\w")
+    path = re.compile(rf"(?<![\w.~$}}/)-])/(?:{homes})/(?!me/)\w")
     hosts = [r"pypi[.]org", r"pythonhosted[.]org", r"pytorch[.]org/whl", *map(re.escape, pip_sources())]
     host = re.compile("|".join(hosts))
     for file in repository:

@@ -54,6 +54,15 @@ def test_scores_and_texts_equal_plain_forward_calls(name):
     assert generate(system, prompts) == [naive_text(system, p.tokens, 7) for p in prompts]
 
 
+@pytest.mark.parametrize("name", ["llama", "bloom"])
+def test_sequences_of_which_nothing_is_scored_are_not_run(name):
+    system = models.tiny_system(name)
+    empty, whole = score(system, [Scored([5], 0, 1), Scored([5, 6, 7], 2, 3)])
+    assert (len(empty.logprobs), len(whole.logprobs)) == (0, 2)
+    assert system.counters.sums["prefill.tokens"] == 2
+    assert score(system, []) == []
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("name", models.ARCHITECTURES)
 def test_models_that_can_run_packed_do(name, dtype):

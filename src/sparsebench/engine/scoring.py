@@ -50,17 +50,26 @@ class TokenScores:
 
 
 def score(system: CausalLM, requests: Sequence[Scored]) -> list[TokenScores]:
-    """Score sequences, computing common beginnings once.
+    """Score sequences, packed where the model can, else through plain calls.
 
-    The last token of a sequence is never fed, since nothing is predicted from it.
+    The last token of a sequence is never fed, since nothing is predicted from it; a sequence of which nothing is scored
+    is not run.
 
     Raises:
         InputError: The model's logits are no finite numbers.
     """
-    if not system.packed:
-        from sparsebench.engine import plain
+    from sparsebench.engine import plain
 
-        return finite(plain.score(system, requests))
+    asked = [request for request in requests if request.scored]
+    found = iter(_score_packed(system, asked) if system.packed else plain.score(system, asked))
+    results = [next(found) if r.scored else TokenScores(np.zeros(0), np.zeros(0, dtype=bool)) for r in requests]
+    if not all(np.isfinite(scores.logprobs).all() for scores in results):
+        raise InputError(NOT_FINITE)
+    return results
+
+
+def _score_packed(system: CausalLM, requests: Sequence[Scored]) -> list[TokenScores]:
+    """Score sequences in packed rows, computing common beginnings once."""
     results = [TokenScores(np.full(r.scored, np.nan), np.zeros(r.scored, dtype=bool)) for r in requests]
     # A sequence of one token has nothing before its scored token; the caller puts a prefix token there.
     sequences = [
@@ -89,17 +98,6 @@ def score(system: CausalLM, requests: Sequence[Scored]) -> list[TokenScores]:
                 results[request].greedy[place] = first_choice
 
     run.run(collect)
-    return finite(results)
-
-
-def finite(results: list[TokenScores]) -> list[TokenScores]:
-    """The results, if all are numbers.
-
-    Raises:
-        InputError: A log-probability is not finite.
-    """
-    if not all(np.isfinite(scores.logprobs).all() for scores in results):
-        raise InputError(NOT_FINITE)
     return results
 
 

@@ -103,7 +103,9 @@ def test_unlike_rows_equal_plain_forward_calls(sizes, seed):
     rng = np.random.default_rng(seed)
     lead = rng.integers(3, 250, 40).tolist()
     requests = [Scored([*lead[:shared], *rng.integers(3, 250, own).tolist()], 1, own + shared) for own, shared in sizes]
-    for request, result in zip(requests, score(CausalLM(model, None, fingerprint="x", batch_tokens=64), requests), strict=True):
+    for request, result in zip(
+        requests, score(CausalLM(model, None, fingerprint="x", batch_tokens=64), requests), strict=True
+    ):
         np.testing.assert_allclose(result.logprobs, naive(model, request), atol=1e-4)
 
 

@@ -64,6 +64,8 @@ def test_a_run_and_what_is_done_with_its_results(small, tmp_path, sparsebench):
     assert "19 cells" in said
     assert json.loads((tmp_path / "planned" / "suite.json").read_text())["lock"]["systems"]["stories"]["fingerprint"]
     assert Store.open(tmp_path / "planned").ids() == []
+    assert sparsebench("report", tmp_path / "planned")[0] == 0
+    assert sparsebench("verify", tmp_path / "planned")[0] == 1
 
 
 def test_a_worse_candidate_fails_the_check(small, tmp_path, sparsebench):

@@ -65,7 +65,8 @@ class Allowance:
         if self.tokens is not None:
             wanted = torch.full_like(seen, self.tokens)
         elif view.decode:
-            wanted = torch.floor((self.density or 0.0) * seen.double() + dither(view.positions)).long()
+            # Squares: a share of a growing number of keys beats against an evenly spaced dither.
+            wanted = torch.floor((self.density or 0.0) * seen.double() + dither((view.positions + 1) ** 2)).long()
         else:
             wanted = torch.floor(self._levels(view, pinned)[:, None] + dither(view.positions)).long()
         if pinned is not None:

@@ -12,7 +12,6 @@ import zipfile
 
 import pytest
 import yaml
-from models import data_folder
 
 from sparsebench import adapters, cli
 from sparsebench.store import Store
@@ -226,7 +225,7 @@ class TestWrongInput:
 
     def test_data(self, said, small, monkeypatch):
         path = small.write(grids=[{**small.data["grids"][0], "tasks": ["arc-easy"]}])
-        monkeypatch.delenv("SPARSEBENCH_DATA")
+        monkeypatch.delenv("SPARSEBENCH_DATA", raising=False)
         err = said(path)
         assert "task arc-easy: local:llm_foundry_gauntlet/arc_easy.jsonl: SPARSEBENCH_DATA is not set" in err
         monkeypatch.setenv("SPARSEBENCH_DATA", str(small.folder))
@@ -308,7 +307,7 @@ def test_a_reader_that_goes_away_is_no_error():
 
 def test_a_model_option_takes_the_place_of_every_language_model(small, tmp_path, sparsebench):
     path = one_task(small)
-    model = f"path:{data_folder('stories260k')}"
+    model = small.data["systems"]["stories"]["model"]
     systems = {**small.data["systems"], "stories": {"model": "path:/nowhere", "dtype": "float32"}}
     data = yaml.safe_load(path.read_text())
     path.write_text(yaml.safe_dump({**data, "systems": systems}))

@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 import torch
 import yaml
+from models import data_folder
 
 from sparsebench import adapters, executors, runner, suite_run
 from sparsebench.adapters.base import Adapter
@@ -85,6 +86,7 @@ def test_both_executors_store_the_same_bytes_and_finished_cells_are_not_computed
 
 
 def test_the_small_suite_says_what_it_should(small, out):
+    data_folder("stories260k")
     run_suite(str(small.path), out)
     (dense,), (noise,) = perplexities(out, "dense"), perplexities(out, "dense (A/A batch 64)")
     assert dense == pytest.approx(noise, rel=1e-5)

@@ -345,7 +345,7 @@ def test_perplexity_is_prefill_unless_the_task_says_otherwise(tmp_path, story):
 
 
 def test_missing_data_says_what_was_tried(task, monkeypatch):
-    monkeypatch.delenv("SPARSEBENCH_DATA")
+    monkeypatch.delenv("SPARSEBENCH_DATA", raising=False)
     both = [{"local": "nowhere/a.jsonl"}, {"path": "/nowhere/b.jsonl"}]
     with pytest.raises(MissingError) as caught:
         task([], data=both).bind(None)

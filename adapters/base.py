@@ -93,9 +93,21 @@ class Adapter(BaseModel, ABC):
         """Knobs by name, as plain data; part of a cell's identity."""
         return self.model_dump(mode="json")
 
+    def resolved(self) -> Self:
+        """The same configuration with references that its knobs hold made definite; what a cell's identity is made of.
+
+        Raises:
+            MissingError: What a reference means is not to be had.
+        """
+        return self
+
     def prefix_invariant(self) -> bool:
         """Whether prefixes may be shared with these knobs; the card's word unless a knob changes it."""
         return self.card.prefix_invariant
+
+    def acts_in_prefill(self) -> bool:
+        """Whether prefill is another with these knobs than without the method."""
+        return True
 
     def reads_calibration(self) -> bool:
         """Whether `prepare` reads a calibration text with these knobs."""
@@ -196,4 +208,6 @@ def attached(
             system = contexts.enter_context(adapter.attach(system, prepared, budget))
             states.append(prepared)
             before.append([adapter.card.id, adapter.config, budget.to_dict() if budget else None])
+        acting = [entry for member, entry in zip(stack, before, strict=True) if member.adapter.acts_in_prefill()]
+        contexts.enter_context(system.prefilling(json.dumps([text, acting])))
         yield system, states

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Sequence
+from functools import cache
 from typing import Any
 
 from sparsebench.reports import notation
 from sparsebench.reports.collect import budget_name, method_name
 from sparsebench.reports.comparisons import Judged
 from sparsebench.reports.views import Pages, Row
+from sparsebench.suite import names
 
 
 def cell_page(item: Judged, rows: Sequence[Row], pages: Pages) -> dict[str, Any]:
@@ -41,7 +44,7 @@ def cell_page(item: Judged, rows: Sequence[Row], pages: Pages) -> dict[str, Any]
         "cost": list(_cost(item, first, budget)),
         "speeds": sorted(outcome.speed.items()) if spec.mode == "executed" else [],
         "changes": item.changes,
-        "command": notation.visible(environment.command) or f"sparsebench run {notation.printable(place.suite)}",
+        "command": command(item),
         "provenance": list(_provenance(item)),
         "spec_json": _json(spec.plain()),
         "facts_json": _json(
@@ -54,6 +57,22 @@ def cell_page(item: Judged, rows: Sequence[Row], pages: Pages) -> dict[str, Any]
             }
         ),
     }
+
+
+def command(item: Judged) -> str:
+    """What computes a cell again, with the others of its suite."""
+    place, spec = item.cell.record.placement, item.cell.spec
+    suite = notation.slug(place.suite) if place.suite else "SUITE"
+    known = suite if suite in suites() else f"{suite}.yaml"
+    limit = f" --limit {spec.task.limit}" if spec.task.limit is not None else ""
+    device = f" --device {item.cell.environment.device.split(':')[0]}" if spec.system.kind == "causal-lm" else ""
+    return f"sparsebench run {known}{limit}{device if re.fullmatch('( --device [a-z]+)?', device) else ''}"
+
+
+@cache
+def suites() -> frozenset[str]:
+    """Suites that come with the package."""
+    return frozenset(names())
 
 
 def _unless_in(budget: str, label: str) -> str:
@@ -113,6 +132,7 @@ def _provenance(item: Judged) -> Iterator[tuple[str, str]]:
         ("Python", environment.python),
         ("Commit", f"{environment.commit}{changed}" if environment.commit else ""),
         ("Started", environment.started),
+        ("Command", environment.command),
         ("Executor", environment.executor),
         ("Tokens of a batch", _batch(environment.batch_tokens, environment.batch_replans)),
         *((f"Data: {fact.name}", _data(fact.source, fact.license, fact.sha256)) for fact in record.data),

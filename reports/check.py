@@ -63,7 +63,7 @@ def check(
             rows += made if isinstance(made, list) else []
             pairs += [made] if isinstance(made, SamplePair) else []
     rows += [CheckRow("cells", name_of(cell), "", "new", False, "only in the candidate") for cell in found.new]
-    rows += quality_rows(pairs, rules, _noise(source), strict=strict)
+    rows += quality_rows(pairs, rules, noise_in(source), strict=strict)
     return CheckResult(rows, _notes(found.matches), rules.alpha)
 
 
@@ -91,7 +91,7 @@ def compare(a: PathLike, b: PathLike, *, alpha: float | None = None, margin: flo
         made = [pair_of_cells(m) for m in found.matches if m.candidate is not None and not m.refused]
         pairs = [p for p in made if isinstance(p, SamplePair)]
         rows = [row for p in made if isinstance(p, list) for row in p]
-        notes, noise = _notes(found.matches), _noise(source)
+        notes, noise = _notes(found.matches), noise_in(source)
         for cell in [m.baseline for m in found.matches if m.candidate is None] + found.new:
             rows.append(CheckRow("cells", name_of(cell), "", "not compared", False, "only in one of the two"))
     if not pairs and not any(row.verdict == "refused" for row in rows):
@@ -116,7 +116,7 @@ def _rules(source: Source, other: Source, alpha: float | None) -> Conclude:
     return rules if alpha is None else rules.model_copy(update={"alpha": alpha})
 
 
-def _noise(source: Source) -> dict[tuple[str | None, str], float]:
+def noise_in(source: Source) -> dict[tuple[str | None, str], float]:
     """Noise of the baseline folder's own A/A rows."""
     wanted = {c.record.placement.baseline for c in source.cells.values() if c.record.placement.role == "noise"}
     kept = {k: c for k, c in source.cells.items() if k in wanted or c.record.placement.role == "noise"}

@@ -42,7 +42,9 @@ class Judgement:
         reason: Why.
         p_adjusted: Two-sided p value of "no change", corrected within `family`.
         p_noninferior: One-sided p value of "worse by the margin or more"; NaN where nothing could show the contrary.
+        p_kept: The same, corrected within `family_of_kept`.
         family: How it was corrected, and among how many tests: `Holm, 12 tests`.
+        family_of_kept: The same of `p_kept`: `in order, 4 sequences`.
     """
 
     metric: Metric
@@ -60,7 +62,9 @@ class Judgement:
     reason: str = ""
     p_adjusted: float = math.nan
     p_noninferior: float = math.nan
+    p_kept: float = math.nan
     family: str = ""
+    family_of_kept: str = ""
 
 
 @dataclass

@@ -30,7 +30,7 @@ def _places(row: CheckRow) -> int | None:
     return notation.decimals(row.baseline) + 1 if row.baseline is not None and math.isfinite(row.baseline) else None
 
 
-def _difference(row: CheckRow) -> str:
+def difference(row: CheckRow) -> str:
     """`0.430 to 0.412, −0.018 [−0.031, −0.005]`."""
     if row.baseline is None or row.candidate is None:
         return ""
@@ -75,7 +75,7 @@ def text(result: CheckResult) -> str:
     for row in shown:
         if row.tier == "exact" and not row.fails and row.verdict in ("same", "not compared"):
             continue
-        detail = "; ".join(part for part in (_difference(row), _flips(row), row.reason) if part)
+        detail = "; ".join(part for part in (difference(row), _flips(row), row.reason) if part)
         lines.append(f"{'FAIL' if row.fails else 'ok':4}  {row.verdict:13}  {_subject(row)}  {detail}".rstrip())
     return "\n".join([*lines, verdict_line(result), ""])
 
@@ -86,7 +86,7 @@ def markdown(result: CheckResult) -> str:
     lines += [f"- {escape_markdown(note)}" for note in result.notes]
     lines += ["", "| | verdict | what | difference | samples | reason |", "| --- | --- | --- | --- | --- | --- |"]
     for row in sorted(result.rows, key=lambda row: not row.fails):
-        cells = (_subject(row), _difference(row), _flips(row), row.reason)
+        cells = (_subject(row), difference(row), _flips(row), row.reason)
         shown = " | ".join(escape_markdown(cell) for cell in cells)
         lines.append(f"| {'**fails**' if row.fails else 'ok'} | {row.verdict} | {shown} |")
     return "\n".join([*lines, ""])
@@ -145,7 +145,7 @@ def junit(result: CheckResult) -> str:
         case = ElementTree.SubElement(
             suite, "testcase", classname=f"sparsebench.{row.tier}", name=_xml(_subject(row)), time="0"
         )
-        message = _xml("; ".join(part for part in (row.verdict, _difference(row), row.reason) if part))
+        message = _xml("; ".join(part for part in (row.verdict, difference(row), row.reason) if part))
         if row.fails:
             ElementTree.SubElement(case, "failure", type=row.verdict, message=message).text = message
         elif _skipped(row):
@@ -173,7 +173,7 @@ def github(result: CheckResult) -> str:
     for row in result.rows:
         level = "error" if row.fails else "warning" if row.verdict == "inconclusive" and row.headline else ""
         if level:
-            message = "; ".join(part for part in (row.verdict, _difference(row), row.reason) if part)
+            message = "; ".join(part for part in (row.verdict, difference(row), row.reason) if part)
             lines.append(f"::{level} title={_property(_subject(row))}::{_command(message)}")
     level = "notice" if result.passed else "error"
     lines.append(f"::{level} title=sparsebench check::{_command(verdict_line(result))}")

@@ -57,3 +57,62 @@ def safe_sparsities(table: pd.DataFrame) -> list[SafeSparsity]:
         obstacle = verdicts.pop() if len(verdicts) == 1 and verdicts <= NOTHING_TO_SAY else ""
         found.append(SafeSparsity(series[0], result.level, result.first_failure, len(worst), obstacle))
     return found
+
+
+@dataclass(frozen=True)
+class CostOfKeeping:
+    """What a method costs at the sparsest level that keeps quality on every task: one number a method.
+
+    Attributes:
+        row: Any row of the method: its family, model, method and config.
+        budget: That level as it was asked for; empty where the lowest tested already fails.
+        flops: FLOPs over the dense system's there, of the task on which most remain.
+        bytes: Bytes a decoded token, likewise; None where no task decodes.
+        tasks: How many tasks it had to hold on.
+    """
+
+    row: dict[str, Any]
+    budget: str
+    flops: float | None
+    bytes: float | None
+    tasks: int
+
+
+def costs_of_keeping(table: pd.DataFrame) -> list[CostOfKeeping]:
+    """The cost of each method at its largest level that is safe on all tasks with signal.
+
+    A level is safe where its loss is below the margin on every task and headline metric (intersection-union), and
+    levels are tested in order from the least sparse, as in `safe_sparsities`.
+    """
+    rows = table[table["headline"] & table["role"].isin(TESTED_ROLES) & table["sparsity"].notna()]
+    rows = rows[~rows["verdict"].isin(NOTHING_TO_SAY)]
+    found = []
+    for _, group in rows.groupby([key for key in KEYS if key not in ("task", "metric", "protocol")], sort=True):
+        tasks = set(group["task"])
+        levels: dict[str, pd.DataFrame] = {str(budget): level for budget, level in group.groupby("budget")}
+        order = sorted(levels, key=lambda budget: float(levels[budget]["sparsity"].mean()))
+        p = [_worst(levels[budget], tasks) for budget in order]
+        first = {str(name): value for name, value in group.iloc[0].items()}
+        safe = largest_safe(list(range(len(order))), p, float(first["alpha"]))
+        if safe.level is None:
+            found.append(CostOfKeeping(first, "", None, None, len(tasks)))
+            continue
+        level = levels[order[int(safe.level)]]
+        flops, read = float(level["flops_ratio"].max()), float(level["bytes_ratio"].max())
+        found.append(
+            CostOfKeeping(
+                first,
+                order[int(safe.level)],
+                None if math.isnan(flops) else flops,
+                None if math.isnan(read) else read,
+                len(tasks),
+            )
+        )
+    return found
+
+
+def _worst(level: pd.DataFrame, tasks: set[str]) -> float:
+    """P value of "it loses more than the margin on some task"; 1 where one was not measured."""
+    if set(level["task"]) != tasks:
+        return 1.0
+    return float(level["p_noninferior"].fillna(1.0).max())

@@ -16,12 +16,15 @@ import jinja2
 import pandas as pd
 
 from sparsebench.errors import InputError
-from sparsebench.reports import notation, tables
+from sparsebench.reports import ledger, notation, tables
+from sparsebench.reports.atom import feed
 from sparsebench.reports.cell_pages import cell_page
+from sparsebench.reports.claim_pages import STATUSES, claim_view, cost_views, feed_entries
 from sparsebench.reports.collect import COLUMNS, table_of
 from sparsebench.reports.comparisons import Judged
+from sparsebench.reports.ledger import TIERS, LedgerClaim, LedgerRow, evaluate_sources
 from sparsebench.reports.overview import facts, source_line
-from sparsebench.reports.safe import safe_sparsities
+from sparsebench.reports.safe import costs_of_keeping, safe_sparsities
 from sparsebench.reports.sources import Source, open_sources
 from sparsebench.reports.task_pages import task_pages
 from sparsebench.reports.verdicts import judge
@@ -59,6 +62,7 @@ NAVIGATION = (
     ("Leaderboard", "leaderboard/index.html"),
     ("Methods", "methods/index.html"),
     ("Tasks", "tasks/index.html"),
+    ("Claims", "claims.html"),
     ("Downloads", "downloads.html"),
     ("About", "about.html"),
 )
@@ -70,6 +74,7 @@ def build_site(
     *,
     cards: Cards = installed_method,
     descriptions: Descriptions | None = None,
+    claims: Sequence[LedgerClaim] = (),
 ) -> Path:
     """Build the site of one or more results folders.
 
@@ -80,6 +85,7 @@ def build_site(
         out: Where the site goes.
         cards: The card of a method by its id; those that are installed unless told.
         descriptions: What each task asks, by its id; those of the package unless told.
+        claims: Claims of papers that the results are asked about.
 
     Returns:
         The site's `index.html`.
@@ -92,9 +98,8 @@ def build_site(
     sources = open_sources(results_folders)
     judged = judge(sources, changes=CHANGES_SHOWN)
     table = table_of(judged, sources)
-    builder = _Builder(
-        Path(out), sources, judged, table, cards, _descriptions() if descriptions is None else descriptions
-    )
+    described = _descriptions() if descriptions is None else descriptions
+    builder = _Builder(Path(out), sources, judged, table, cards, described, evaluate_sources(claims, sources))
     try:
         builder.build()
     except OSError as error:
@@ -119,13 +124,17 @@ class _Builder:
         table: pd.DataFrame,
         cards: Cards,
         descriptions: Descriptions,
+        claims: Sequence[LedgerRow],
     ) -> None:
+        self.claims = claims
+        self.nav = [entry for entry in NAVIGATION if claims or entry[0] != "Claims"]
         self.out, self.sources, self.judged, self.table = out, sources, judged, table
         self.cards, self.descriptions = cards, descriptions
         self.pages = Pages((item.source.name, item.cell.id) for item in judged)
         self.rows = row_views(table, self.pages)
         self.headline = [row for row in self.rows if row["headline"] or row["status"] == "failed"]
         self.safe = safe_sparsities(table)
+        self.costs = costs_of_keeping(table)
         self.written: list[str] = []
         self.environment = _environment()
         self.facts = facts(self.headline, judged, sources)
@@ -145,6 +154,12 @@ class _Builder:
         ):
             self._page(path, template, "Tasks", **context)
         self._cells()
+        if self.claims:
+            self._claims()
+        self._write(
+            "feed.xml",
+            feed("SparseBench: results", list(feed_entries(self.sources, self.judged, self.claims))).encode(),
+        )
         self._downloads()
         self._page("about.html", "about.html", "About")
         for asset in sorted((HERE / "assets").iterdir()):
@@ -156,7 +171,7 @@ class _Builder:
         text = self.environment.get_template(template).render(
             root=root,
             section=section,
-            nav=NAVIGATION,
+            nav=self.nav,
             facts=self.facts,
             policy=POLICY,
             marks=notation.VERDICTS,
@@ -196,6 +211,7 @@ class _Builder:
             "Overview",
             counts=verdict_counts(self.headline, lambda f: self.leaderboard_files.get(f, "leaderboard/index.html")),
             safe=safe_table(self.safe, self.pages, most=40),
+            costs=cost_views(self.costs, self.pages),
             figure=figure,
             failed=[Row(row, page=self.pages.cell(row["source"], row["cell"])) for row in failed[:FAILED_SHOWN]],
             failed_left_out=max(0, len(failed) - FAILED_SHOWN),
@@ -279,11 +295,18 @@ class _Builder:
             key = item.source.name, item.cell.id
             self._page(self.pages.cell(*key), "cell.html", "Leaderboard", **cell_page(item, rows[key], self.pages))
 
+    def _claims(self) -> None:
+        rows = [claim_view(row, self.pages) for row in self.claims]
+        counts = {status: sum(row["status"] == status for row in rows) for status in STATUSES}
+        self._page("claims.html", "claims.html", "Claims", rows=rows, counts=counts, tiers=TIERS)
+
     def _downloads(self) -> None:
         contents = {
             "results.csv": tables.csv(self.table).encode(),
             "results.json": tables.to_json(self.table).encode(),
             "results.parquet": tables.parquet(self.table),
+            "results.tex": tables.latex(self.table).encode(),
+            **({"claims.json": ledger.to_json(self.claims).encode()} if self.claims else {}),
         }
         files = []
         for name, content in contents.items():

@@ -1,9 +1,10 @@
 """What may be concluded from each comparison, with the corrections that many tests need.
 
-Headline metrics of a grid's methods on one task are a gate: their p values are corrected by Holm, so that the chance
-of any wrong verdict of a kind in the gate is at most alpha. All other rows (further metrics, controls, bounds) are
-exploratory and corrected by Benjamini and Hochberg. Noise, a baseline without signal, and methods that acted on
-nothing come before either.
+Headline metrics of a grid's methods on one task are a gate, in which the chance of any wrong verdict of a kind is at
+most alpha. Losses and gains are corrected by Holm over all rows. Whether quality is kept is asked of each method from
+its least sparse level up, with Holm between methods (`stats.holm_of_sequences`): a level is not paid for by the
+hopeless ones above it. All other rows (further metrics, controls, bounds) are exploratory and corrected by Benjamini
+and Hochberg. Noise, a baseline without signal, and methods that acted on nothing come before either.
 """
 
 from __future__ import annotations
@@ -15,8 +16,9 @@ from dataclasses import replace
 
 from sparsebench.records import Outcome
 from sparsebench.reports.comparisons import Judged, Judgement, compare_cells
+from sparsebench.reports.sequences import Levels, sequences
 from sparsebench.reports.sources import Source
-from sparsebench.stats import Comparison, benjamini_hochberg, holm
+from sparsebench.stats import Comparison, benjamini_hochberg, holm, holm_of_sequences
 from sparsebench.stats.verdict import Evidence, decide
 
 FEWEST_EXERCISED = 16
@@ -39,7 +41,7 @@ def judge(sources: Sequence[Source], *, changes: int = 0) -> list[Judged]:
     """
     judged = compare_cells(sources, changes=changes)
     noise = noise_of(judged)
-    families: dict[tuple[bool, tuple[object, ...]], list[Judgement]] = defaultdict(list)
+    families: dict[tuple[bool, tuple[object, ...]], list[tuple[Judged, Judgement]]] = defaultdict(list)
     for item in judged:
         for judgement in item.judgements:
             judgement.noise = noise.get((item.cell.record.placement.baseline, judgement.metric.name))
@@ -48,9 +50,9 @@ def judge(sources: Sequence[Source], *, changes: int = 0) -> list[Judged]:
                 judgement.verdict, judgement.reason = settled
             else:
                 gate = judgement.metric.headline and item.cell.record.placement.role in TESTED_ROLES
-                families[gate, item.grid].append(judgement)
+                families[gate, item.grid].append((item, judgement))
     for (gate, _), members in families.items():
-        correct(members, gate=gate)
+        correct([judgement for _, judgement in members], gate=gate, levels=sequences(members) if gate else None)
     return judged
 
 
@@ -118,20 +120,43 @@ def evidence_of(judgement: Judgement, comparison: Comparison) -> Evidence:
     )
 
 
-def correct(members: list[Judgement], *, gate: bool) -> None:
-    """Correct the p values of a family of tests, and decide each by the corrected ones."""
+def correct(members: list[Judgement], *, gate: bool, levels: Sequence[Levels] | None = None) -> None:
+    """Correct the p values of a family of tests, and decide each by the corrected ones.
+
+    Args:
+        members: The rows.
+        gate: Whether they are a gate (Holm) or exploratory (Benjamini and Hochberg).
+        levels: The same rows as sequences, for whether quality is kept; each row by itself unless told.
+    """
     tests = [(m, m.comparison, evidence_of(m, m.comparison)) for m in members if m.comparison is not None]
     adjust, name = (holm, "Holm") if gate else (benjamini_hochberg, "Benjamini-Hochberg")
     worse = adjust([e.p_regression for _, _, e in tests])
     better = adjust([e.p_improvement for _, _, e in tests])
     for judgement, comparison, evidence in tests:
         judgement.p_noninferior = comparison.p_noninferior if _could_be_noninferior(evidence) else math.nan
-    kept = adjust([judgement.p_noninferior for judgement, _, _ in tests])
-    for k, (judgement, _, evidence) in enumerate(tests):
         judgement.family = f"{name}, {len(tests)} test{'s' if len(tests) > 1 else ''}"
+    if levels is None:
+        kept = adjust([judgement.p_noninferior for judgement, _, _ in tests])
+        for (judgement, _, _), p in zip(tests, kept, strict=True):
+            judgement.p_kept, judgement.family_of_kept = float(p), judgement.family
+    else:
+        _correct_in_order(levels)
+    for k, (judgement, _, evidence) in enumerate(tests):
         judgement.p_adjusted = min(1.0, 2 * min(float(worse[k]), float(better[k])))
         corrected = replace(evidence, p_regression=float(worse[k]), p_improvement=float(better[k]))
-        judgement.verdict, judgement.reason = _decide(evidence, corrected, float(kept[k]), judgement.family)
+        judgement.verdict, judgement.reason = _decide(evidence, corrected, judgement)
+
+
+def _correct_in_order(levels: Sequence[Levels]) -> None:
+    """Correct the p values of "quality is kept"; a level's is the largest of its seeds'."""
+    largest = [[max((row.p_noninferior for row in rows), key=_or_one) for rows in sequence] for sequence in levels]
+    family = f"in order, {len(levels)} sequence{'s' if len(levels) > 1 else ''}"
+    for sequence, adjusted in zip(levels, holm_of_sequences(largest), strict=True):
+        failed = False
+        for rows, p in zip(sequence, adjusted, strict=True):
+            for row in rows:
+                row.p_kept, row.family_of_kept = p, f"{family}; a less sparse level is not shown" if failed else family
+            failed |= not p <= rows[0].alpha
 
 
 def _could_be_noninferior(evidence: Evidence) -> bool:
@@ -139,12 +164,13 @@ def _could_be_noninferior(evidence: Evidence) -> bool:
     return decide(replace(evidence, p_improvement=1.0, loss_bound=-math.inf))[0] == "non-inferior"
 
 
-def _decide(alone: Evidence, corrected: Evidence, p_noninferior: float, family: str) -> tuple[str, str]:
+def _decide(alone: Evidence, corrected: Evidence, judgement: Judgement) -> tuple[str, str]:
     """The verdict by corrected p values; where the correction changed it, the reason says so."""
     verdict, reason = decide(corrected)
-    if verdict == "non-inferior" and p_noninferior > corrected.alpha:
+    family = judgement.family
+    if verdict == "non-inferior" and not judgement.p_kept <= corrected.alpha:
         verdict = decide(replace(corrected, loss_bound=math.inf))[0]
-        reason = "the loss is significant"
+        reason, family = "the loss is significant", judgement.family_of_kept
     by_itself = decide(alone)[0]
     if by_itself == verdict:
         return verdict, reason

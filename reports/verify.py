@@ -7,28 +7,36 @@ behind a data hash) is named as such, never passed over.
 from __future__ import annotations
 
 import hashlib
-import math
 import os
+import re
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 
+from sparsebench.claims import FILE as CLAIMS
 from sparsebench.errors import IntegrityError
-from sparsebench.reports.comparisons import same_value
 from sparsebench.reports.notation import printable
-from sparsebench.reports.pairing import align, task_mismatch, unusable
+from sparsebench.reports.pairing import align, metric_mismatch, task_mismatch
 from sparsebench.reports.sources import Cells, Samples, Source, open_sources, read_samples
-from sparsebench.store import StoredCell
-
-Severity = Literal["error", "cannot check", "ok"]
+from sparsebench.reports.verify_record import NO_SIZES, Found, Severity, record_findings
+from sparsebench.reports.verify_samples import sample_findings
+from sparsebench.reports.verify_suite import suite_findings
+from sparsebench.store import CELL_ID, StoredCell
+from sparsebench.tasks.registry import definitions
 
 ALIKE = 10
 """Samples that two methods must have changed, in the same way, before their being alike is no accident."""
-HIGHEST_RATIO = 20.0
-"""FLOPs or bytes over the dense system's beyond which a record is not plausible."""
+UNLIKE = 0.25
+"""Relative difference between two runs of one baseline beyond which they are not runs of one system."""
+ASIDE = re.compile(r"\.[0-9a-f]{16}-")
+"""Cells that were being written when a run was killed."""
+FILES = {"spec.json", "record.json", "env.json", "samples.parquet"}
+UNCHECKED = (
+    "model fingerprints and data hashes need the models and the data, times and memory the machine, and scores of data "
+    "whose texts must not be stored the texts: run a cell again to check them"
+)
 
 
 @dataclass(frozen=True)
@@ -68,27 +76,30 @@ def verify(*results_folders: str | os.PathLike[str]) -> list[Finding]:
     sources = open_sources(results_folders)
     cells = Cells(sources)
     outputs: dict[tuple[object, ...], list[_Output]] = defaultdict(list)
+    tasks = {task.task: task for task in definitions()}
     findings: list[Finding] = []
     for source in sources:
         findings += [Finding("error", "record", cell, message) for cell, message in sorted(source.broken.items())]
         findings += _folder(source)
+        without_sizes = False
         for cell in source.cells.values():
-            found = [Finding(severity, check, cell.id, printable(text)) for severity, check, text in _cell(cell)]
+            found = [Finding(s, c, cell.id, printable(t)) for s, c, t in record_findings(cell)]
             samples, problem = _samples(cell)
             if problem:
                 found.append(Finding("error", "samples", cell.id, problem))
             if samples is not None:
-                found += [Finding(s, c, cell.id, printable(t)) for s, c, t in _numbers(cell, samples)]
+                found += [Finding(s, c, cell.id, printable(t)) for s, c, t in sample_findings(cell, samples, tasks)]
                 found += [Finding(s, c, cell.id, printable(t)) for s, c, t in _pairing(cells, source, cell, samples)]
                 output = _output(cells, source, cell, samples)
                 outputs[cell.spec.task.id, cell.spec.task.data, cell.spec.system.ref, output.digest].append(output)
+            without_sizes |= any(finding.message == NO_SIZES for finding in found)
+            found = [finding for finding in found if finding.message != NO_SIZES]
             findings += found
             if not any(finding.severity == "error" for finding in found):
                 findings.append(Finding("ok", "cell", cell.id, _all_well(cell)))
+        if without_sizes:
+            findings.append(Finding("cannot check", "cost", source.name, f"of some cells {NO_SIZES}"))
     return findings + list(_copies(outputs))
-
-
-Found = tuple[Severity, str, str]
 
 
 def _all_well(cell: StoredCell) -> str:
@@ -100,73 +111,32 @@ def _all_well(cell: StoredCell) -> str:
 
 def _folder(source: Source) -> Iterator[Finding]:
     """What concerns a results folder as a whole."""
+
+    def found(severity: Severity, check: str, message: str) -> Finding:
+        return Finding(severity, check, source.name, printable(message))
+
     if not source.cells and not source.broken:
-        yield Finding("error", "folder", source.name, "there are no cells")
-    if not source.suite:
-        yield Finding("cannot check", "suite", source.name, "no suite.json: margins and completeness are not known")
-    yield Finding(
-        "cannot check",
-        "provenance",
-        source.name,
-        "model fingerprints and data hashes need the models and the data: run a cell again to check them",
-    )
-    links = sorted(path.name for cell in source.cells.values() for path in cell.folder.iterdir() if path.is_symlink())
+        yield found("error", "folder", "there are no cells")
+    for severity, check, message in suite_findings(source):
+        yield found(severity, check, message)
+    yield found("cannot check", "provenance", UNCHECKED)
+    cells = source.root / "cells"
+    links = [path for path in (source.root / "suite.json", cells, *cells.iterdir()) if path.is_symlink()]
+    links += [path for cell in source.cells.values() for path in cell.folder.iterdir() if path.is_symlink()]
     if links:
-        yield Finding("error", "folder", source.name, f"links instead of files: {', '.join(links[:5])}")
-
-
-def _cell(cell: StoredCell) -> Iterator[Found]:
-    """What the record says of itself."""
-    outcome, place = cell.record.outcome, cell.record.placement
-    if outcome.status == "failed":
-        if outcome.metrics or cell.record.samples_sha256:
-            yield "error", "record", "a failed cell with metrics or samples"
-        return
-    if not outcome.metrics:
-        yield "error", "record", "no metric"
-    if cell.record.samples_sha256 is None:
-        yield "error", "samples", "no samples were stored"
-    if place.role != "baseline" and place.baseline is None:
-        yield "cannot check", "baseline", "its grid names no baseline"
-    if cell.environment.dirty:
-        yield "cannot check", "provenance", "computed with uncommitted changes"
-    if cell.spec.mode == "simulated" and outcome.speed:
-        yield "error", "plausible", f"a simulated cell with a speed ({', '.join(sorted(outcome.speed))})"
-    yield from _plausible(cell)
-
-
-def _plausible(cell: StoredCell) -> Iterator[Found]:
-    """Numbers within the bounds of what they can be."""
-    outcome = cell.record.outcome
-    shares = {"sparsity": outcome.sparsity, **{f"realised {name}": value for name, value in outcome.densities.items()}}
-    for name, share in shares.items():
-        if share is not None and not -1e-9 <= share <= 1 + 1e-9:
-            yield "error", "plausible", f"{name} is {share}, outside 0 to 1"
-    costs = {
-        "FLOPs": (outcome.flops, outcome.flops_dense),
-        "bytes a token": (outcome.bytes_per_token, outcome.bytes_per_token_dense),
-    }
-    for name, (part, whole) in costs.items():
-        if part is None:
-            continue
-        if not (math.isfinite(part) and part >= 0) or (whole is not None and not (math.isfinite(whole) and whole > 0)):
-            yield "error", "plausible", f"{name} {part} of {whole}"
-        elif whole is None:
-            yield "cannot check", "plausible", f"{name} without the dense system's"
-        elif part > HIGHEST_RATIO * whole:
-            yield "error", "plausible", f"{name} are {part / whole:.3g} times the dense system's"
-    quantities = {
-        "seconds": outcome.seconds,
-        "prepare_seconds": outcome.prepare_seconds,
-        "prepare_tokens": outcome.prepare_tokens,
-        "peak_memory": outcome.peak_memory,
-        "energy": outcome.energy,
-        "decode_queries": outcome.decode_queries,
-        **{f"counter {name}": value for name, value in outcome.counters.items()},
-    }
-    for name, quantity in quantities.items():
-        if quantity is not None and not (math.isfinite(quantity) and quantity >= 0):
-            yield "error", "plausible", f"{name} is {quantity}"
+        yield found("error", "folder", f"links instead of files: {', '.join(sorted(p.name for p in links)[:5])}")
+    strange = sorted(
+        p.name for p in cells.iterdir() if not (CELL_ID.fullmatch(p.name) or ASIDE.match(p.name) or p.name == CLAIMS)
+    )
+    more = sorted(p.name for c in source.cells.values() for p in c.folder.iterdir() if p.name not in FILES)
+    if strange or more:
+        yield found("cannot check", "folder", f"not read, since no cell has them: {', '.join((strange + more)[:5])}")
+    without = sum(cell.environment.commit is None for cell in source.cells.values())
+    if without:
+        yield found("cannot check", "provenance", f"{without} cells do not name the commit that computed them")
+    unlicensed = sorted({f.name for c in source.cells.values() for f in c.record.data if not f.license})
+    if unlicensed:
+        yield found("cannot check", "licence", f"no licence is named for {', '.join(unlicensed[:5])}")
 
 
 def _samples(cell: StoredCell) -> tuple[Samples | None, str]:
@@ -180,29 +150,6 @@ def _samples(cell: StoredCell) -> tuple[Samples | None, str]:
     if len(set(ids)) < len(ids):
         return None, "a sample comes twice"
     return samples, ""
-
-
-def _numbers(cell: StoredCell, samples: Samples) -> Iterator[Found]:
-    """Every metric from the samples."""
-    for recorded in cell.record.outcome.metrics:
-        metric = recorded.metric
-        try:
-            numerator, weight = samples.numerator(metric), samples.weight(metric)
-        except IntegrityError as error:
-            yield "error", "metrics", f"{metric.name}: {error.message}"
-            continue
-        wrong = unusable(metric, numerator, weight)
-        if wrong:
-            yield "error", "metrics", wrong
-            continue
-        value, n = metric.value(samples.frame), int((~np.isnan(numerator)).sum())
-        if not same_value(value, recorded.value):
-            yield "error", "metrics", f"{metric.name} is recorded as {recorded.value}, its samples give {value}"
-        if n != recorded.n:
-            yield "error", "metrics", f"{metric.name} is recorded with n = {recorded.n}, its samples are {n}"
-    permitted = bool(cell.record.data) and all(fact.publish_text for fact in cell.record.data)
-    if "target" in samples.columns and not permitted:
-        yield "error", "licence", "the samples hold the data's answers, which its licence does not let be shown"
 
 
 def _pairing(cells: Cells, source: Source, cell: StoredCell, samples: Samples) -> Iterator[Found]:
@@ -222,6 +169,7 @@ def _pairing(cells: Cells, source: Source, cell: StoredCell, samples: Samples) -
     if mismatch:
         yield "error", "baseline", f"{mismatch}, compared with its baseline {named}"
         return
+    yield from _baseline(cell, baseline, _declared(source))
     base, problem = _samples(baseline)
     if base is None:
         yield "error", "baseline", f"its baseline {named} cannot be used: {problem or 'it has no samples'}"
@@ -229,6 +177,44 @@ def _pairing(cells: Cells, source: Source, cell: StoredCell, samples: Samples) -
     aligned = align(samples, base)
     if isinstance(aligned, str):
         yield "error", "baseline", f"{aligned}, compared with its baseline {named}"
+
+
+def _declared(source: Source) -> set[str]:
+    """Labels of the rows that a suite names as baselines."""
+    suite = source.suite.get("suite")
+    grids = suite.get("grids") if isinstance(suite, dict) else None
+    found = {"dense"}
+    for grid in grids if isinstance(grids, list) else []:
+        if isinstance(grid, dict):
+            methods = grid.get("methods")
+            each = [grid, *(methods if isinstance(methods, list) else [])]
+            found |= {str(entry["baseline"]) for entry in each if isinstance(entry, dict) and entry.get("baseline")}
+    return found
+
+
+def _baseline(cell: StoredCell, baseline: StoredCell, declared: set[str]) -> Iterator[Found]:
+    """What a cell is compared with is a baseline: of the same model, named as one, with the same metrics."""
+    place, system = baseline.record.placement, baseline.spec.system
+    if place.role != "baseline" and place.baseline is not None and place.label not in declared:
+        yield "error", "baseline", f"its baseline {baseline.id} is a {place.role} itself"
+    if cell.spec.system.kind == system.kind == "causal-lm":
+        ours = cell.spec.system
+        if (ours.ref, ours.fingerprint) != (system.ref, system.fingerprint):
+            yield "error", "baseline", f"its baseline {baseline.id} is another model"
+    theirs = {m.metric.name: m for m in baseline.record.outcome.metrics}
+    for recorded in cell.record.outcome.metrics:
+        other = theirs.get(recorded.metric.name)
+        wrong = metric_mismatch(recorded.metric, other.metric) if other is not None else None
+        if wrong:
+            yield "error", "metrics", f"{recorded.metric.name}: {wrong}, compared with its baseline {baseline.id}"
+        values = (recorded.value, other.value if other is not None else None)
+        noise = cell.record.placement.role == "noise" and recorded.metric.headline
+        if noise and values[0] is not None and values[1] and abs(values[0] / values[1] - 1) > UNLIKE:
+            yield (
+                "error",
+                "noise",
+                f"{recorded.metric.name} of the A/A row is {values[0]:.4g}, of its baseline {values[1]:.4g}",
+            )
 
 
 @dataclass(frozen=True)
@@ -288,7 +274,19 @@ def _method(cell: StoredCell) -> str:
 
 
 def text(findings: Sequence[Finding], *, verbose: bool = False) -> str:
-    """Findings for a terminal: errors and what cannot be checked; with `verbose` also what is well."""
-    shown = [str(f) for f in findings if verbose or f.severity != "ok"]
+    """Findings for a terminal: errors and what cannot be checked; with `verbose` also what is well.
+
+    What cannot be checked of many cells for one reason is said once.
+    """
+    same: dict[tuple[str, str], list[Finding]] = defaultdict(list)
+    for finding in findings:
+        if finding.severity == "cannot check":
+            same[finding.check, finding.message].append(finding)
+    lines = [str(finding) for finding in findings if finding.severity == "error"]
+    for group in same.values():
+        first = group[0]
+        subject = first.subject if len(group) == 1 else f"{len(group)} cells"
+        lines.append(str(Finding(first.severity, first.check, subject, first.message)))
+    lines += [str(finding) for finding in findings if verbose and finding.severity == "ok"]
     counts = {s: sum(f.severity == s for f in findings) for s in ("error", "cannot check", "ok")}
-    return "\n".join([*shown, ", ".join(f"{count} {severity}" for severity, count in counts.items())]) + "\n"
+    return "\n".join([*lines, ", ".join(f"{count} {severity}" for severity, count in counts.items())]) + "\n"

@@ -117,6 +117,11 @@ def test_every_knob_has_a_default_so_that_create_needs_a_name_alone() -> None:
 
 
 def test_names_that_are_listed_are_names_that_work() -> None:
-    assert [row["id"] for row in listing("tasks")] == sorted(d.task for d in tasks.definitions())
-    for row in listing("tasks"):
+    rows = listing("tasks")
+    assert [row["id"] for row in rows] == sorted(row["id"] for row in rows)
+    for row in rows:
         assert tasks.get(row["id"]).id == row["id"]
+        base, _, first = row["id"].rpartition("-")
+        at_lengths = [f"{base}-{length}" for length in row["lengths"]] or [row["id"]]
+        assert not row["lengths"] or first == row["lengths"][0]
+        assert set(at_lengths) <= {d.task for d in tasks.definitions()} & set(tasks.names())

@@ -6,5 +6,11 @@
 | `_tokens` | phase and place of the tokens of a forward pass |
 | `_distribution` | quantiles of scores from one pass over a text |
 | `_greedy` | TEAL's search for the sparsity of each site |
-| `_mlp` | activation functions and down projections of MLPs, in any architecture |
+| `_mlp` | activation functions and projections of MLPs, in any architecture |
+| `_attention` | projections of attention, in any architecture |
+| `_masking` | masking what sites see, and counting |
+| `_prompt` | neurons chosen once for each sequence, from its prompt |
+| `_sequences` | the sequences of a pass, and masking them by their prompts |
+| `_low_rank` | singular components for what was left out |
+| `_rotation` | turning inputs so that the columns of weights become orthogonal |
 """

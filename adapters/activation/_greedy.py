@@ -12,8 +12,7 @@ from sparsebench.adapters.activation.base import hooked
 from sparsebench.adapters.passes import attending, block_calls
 
 if TYPE_CHECKING:
-    from sparsebench.adapters.activation._distribution import Distribution
-    from sparsebench.adapters.activation.base import ActivationAdapter, Site
+    from sparsebench.adapters.activation.base import ActivationAdapter, ActivationState, Site
     from sparsebench.adapters.calibration import Calibration
     from sparsebench.systems.causal_lm import CausalLM
 
@@ -29,18 +28,20 @@ def allocate(
     adapter: ActivationAdapter,
     system: CausalLM,
     calibration: Calibration,
-    distributions: dict[str, Distribution] | None,
+    state: ActivationState,
     sparsity: float,
 ) -> dict[str, float]:
     """Sparsity of each site, by name; in each block their mean, weighted by weights, is the target.
 
     Each step makes that site sparser which then changes the output of the block least. Blocks are fed by the dense
-    blocks before them.
+    blocks before them. The text is read as a prompt: for a method that acts in decode alone its last half, as in the
+    paper, stands for what is decoded.
     """
+    if adapter.scope == "decode":
+        adapter = adapter.model_copy(update={"scope": "last-half"})
     sites = adapter.sites(system)
-    masking = Masking(
-        adapter, system, sites, dict.fromkeys((s.name for s in sites), 0.0), distributions, counting=False
-    )
+    levels = dict.fromkeys((site.name for site in sites), 0.0)
+    masking = Masking(adapter, system, sites, levels, state, counting=False)
     with torch.no_grad(), attending(system), masking.watching():
         batches, read = [], 0
         for ids in calibration.batches(system.batch_tokens):

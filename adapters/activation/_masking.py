@@ -12,8 +12,7 @@ from sparsebench.adapters.activation._tokens import Tokens, positions_of_call
 from sparsebench.adapters.selection import zeros
 
 if TYPE_CHECKING:
-    from sparsebench.adapters.activation._distribution import Distribution
-    from sparsebench.adapters.activation.base import ActivationAdapter, Site
+    from sparsebench.adapters.activation.base import ActivationAdapter, ActivationState, Site
     from sparsebench.engine.flow import Flow
     from sparsebench.systems.causal_lm import CausalLM
 
@@ -24,14 +23,15 @@ class Masking:
     Counted are, for each phase, of the tokens in scope: entries (`activation.total`), those that are zero
     (`activation.zeros`) and those that were zero already (`activation.zeros_before`), each weighted by the
     multiply-adds that it saves; and of all tokens the multiply-adds of all linear layers (`activation.linear`), in
-    scope or not.
+    scope or not. Where a method adds work of its own for a token in scope, that is counted (`activation.added`) and
+    taken off what its zeros save.
 
     Args:
         adapter: The method.
         system: The model, whose counters are filled.
         sites: Where it masks.
         levels: The sparsity of each site, by name; at 0 nothing is masked.
-        distributions: Of the scores at each site, where the rule asks for thresholds.
+        state: What preparing left: distributions of scores, where the rule asks for thresholds, and what was learned.
         counting: Whether the system's counters are filled.
     """
 
@@ -41,18 +41,21 @@ class Masking:
         system: CausalLM,
         sites: list[Site],
         levels: dict[str, float],
-        distributions: dict[str, Distribution] | None,
+        state: ActivationState,
         counting: bool = True,
     ) -> None:
         self.adapter = adapter
         self.system = system
-        self.states = {site.name: adapter.state_of(site) for site in sites}
-        self.distributions = distributions or {}
+        learned = state.learned
+        self.states = {s.name: learned[s.name] if s.name in learned else adapter.state_of(s) for s in sites}
+        self.distributions = state.distributions or {}
         self.levels: dict[str, float] = {}
         self.thresholds: dict[str, float] = {}
         for name, level in levels.items():
             self.set_level(name, level)
         self.counting = counting
+        self.work: dict[str, int] = {}
+        """Multiply-adds that the method does for each token in scope beside a layer's own, by site."""
         self.first = sites[0].name if sites else ""
         self.linear = sum(site.weight.numel() for site in system.linears)
         self._flow: Flow | None = None
@@ -100,7 +103,10 @@ class Masking:
             self._last = (x, masked, self._counted(x, masked, tokens))
         _, masked, counted = self._last
         for phase, (entries, before, after) in counted.items():
-            self.system.counters.activation(phase, after * site.saved, entries * site.saved)
+            added = self.work.get(site.name, 0) * (entries // site.channels)
+            self.system.counters.activation(phase, after * site.saved - added, entries * site.saved)
+            if added:
+                self.system.counters.add(f"{phase}.activation.added", added)
             self.system.counters.add(f"{phase}.activation.zeros_before", before * site.saved)
         return masked
 
@@ -127,7 +133,7 @@ class Masking:
         gone = self.adapter.drop(flat.detach(), state, tokens.positions, level, threshold)
         if not tokens.everyone:
             gone = gone & tokens.chosen[:, None]
-        return flat.masked_fill(gone, 0).reshape(x.shape)
+        return (flat * ~gone).reshape(x.shape)  # many times as fast on a processor as filling by a mask
 
     def _counted(self, x: torch.Tensor, masked: torch.Tensor, tokens: Tokens) -> dict[str, tuple[int, int, int]]:
         """For each phase the entries in scope, the zeros among them before, and after."""

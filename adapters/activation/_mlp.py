@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from sparsebench.errors import InputError
+
 if TYPE_CHECKING:
     from sparsebench.systems.causal_lm import CausalLM, LinearSite
 
@@ -24,17 +26,24 @@ class Mlp:
         activation: That module; it gives one number for each neuron.
         down: The projection that reads the neurons.
         gated: Multiply-adds with which a second projection multiplies a neuron; 0 where the MLP has no gate.
+        up: The projections that give the neurons, the gate first.
     """
 
     name: str
     activation: torch.nn.Module
     down: LinearSite
     gated: int
+    up: tuple[LinearSite, ...]
 
     @property
     def neurons(self) -> int:
         """Width of the MLP."""
         return int(self.down.weight.shape[1])
+
+    @property
+    def whole(self) -> int:
+        """Multiply-adds of a neuron in all projections: what is saved where it is known beforehand to be left out."""
+        return int(self.down.weight.shape[0]) + sum(site.weight.numel() for site in self.up) // self.neurons
 
 
 def mlps(system: CausalLM) -> list[Mlp]:
@@ -54,13 +63,31 @@ def mlps(system: CausalLM) -> list[Mlp]:
             if len(functions) == 1 and linears:
                 key, function = functions[0]
                 path = ".".join(part for part in (f"block {index}", name, key) if part)
-                found.append(Mlp(path, function, linears[-1], _gate(linears)))
+                found.append(Mlp(path, function, linears[-1], _gate(linears), _up(linears)))
+    return found
+
+
+def required_mlps(system: CausalLM, method: str) -> list[Mlp]:
+    """`mlps`, at least one.
+
+    Raises:
+        InputError: There is none with an activation function that is a module.
+    """
+    found = mlps(system)
+    if not found:
+        raise InputError(f"{method} finds no MLP with an activation function in {type(system.model).__name__}")
     return found
 
 
 def is_activation(module: torch.nn.Module) -> bool:
     """Whether a module is an activation function, by its name: some architectures bring their own."""
     return NAMES.search(type(module).__name__) is not None and not list(module.children())
+
+
+def _up(linears: list[LinearSite]) -> tuple[LinearSite, ...]:
+    """The projections that give one or two numbers for each neuron."""
+    width = linears[-1].weight.shape[1]
+    return tuple(site for site in linears[:-1] if site.weight.shape[0] in (width, 2 * width))
 
 
 def _gate(linears: list[LinearSite]) -> int:

@@ -23,19 +23,22 @@ class Tokens:
         positions: Position of each in its sequence, int64 [tokens].
         prompts: Length of the prefill part of its sequence, int64 [tokens].
         scope: Which of them are to be made sparse.
+        sequences: How many sequences, equally long, lie one after another; 0 in packed rows, which tell it themselves.
     """
 
     decode: torch.Tensor
     positions: torch.Tensor
     prompts: torch.Tensor
     scope: Scope
+    sequences: int = 0
 
     @classmethod
     def of_flow(cls, flow: Flow, scope: Scope) -> Tokens | None:
         """Those of a pass of the engine; None where the flow does not tell them."""
         if flow.decode is None or flow.positions is None or flow.prompts is None:
             return None
-        return cls(flow.decode, flow.positions, flow.prompts, scope)
+        sequences = 1 + int((flow.positions.diff() != 1).sum()) if flow.rows is None else 0
+        return cls(flow.decode, flow.positions, flow.prompts, scope, sequences)
 
     @classmethod
     def of_call(cls, positions: torch.Tensor, scope: Scope) -> Tokens:
@@ -47,7 +50,7 @@ class Tokens:
         """
         decode = torch.full(positions.shape, positions.shape[1] == 1, device=positions.device)
         prompts = (positions.amax(dim=1, keepdim=True) + 1).expand_as(positions)
-        return cls(decode.flatten(), positions.flatten(), prompts.flatten(), scope)
+        return cls(decode.flatten(), positions.flatten(), prompts.flatten(), scope, len(positions))
 
     def __len__(self) -> int:
         return len(self.decode)

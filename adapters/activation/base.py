@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from sparsebench.adapters.base import Adapter, Prepared
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import torch
 
     from sparsebench.adapters.activation._distribution import Distribution
+    from sparsebench.adapters.activation._masking import Masking
     from sparsebench.adapters.calibration import Calibration
     from sparsebench.systems.causal_lm import CausalLM
 
@@ -73,11 +74,13 @@ class ActivationState:
         distributions: Of the scores at each site, by name, where the rule asks for thresholds.
         levels: Sparsity of each site, by name, where it was searched for.
         budget: The budget of that search.
+        learned: What the method learned of sites from the text, by name; it takes the place of `state_of`.
     """
 
     distributions: dict[str, Distribution] | None = None
     levels: dict[str, float] | None = None
     budget: Budget | None = None
+    learned: dict[str, Any] = field(default_factory=dict)
 
 
 class ActivationAdapter(Adapter):
@@ -110,6 +113,20 @@ class ActivationAdapter(Adapter):
         """What `score` wants to know of a site; asked once for each preparation and each attachment."""
         return None
 
+    def learn(self, system: CausalLM, calibration: Calibration) -> dict[str, Any]:
+        """What `score` wants to know of sites beyond their weights, by name, from the text; nothing as a rule."""
+        return {}
+
+    def learns(self) -> bool:
+        """Whether `learn` reads the text with these knobs."""
+        return False
+
+    def masking(self, system: CausalLM, sites: list[Site], levels: dict[str, float], state: ActivationState) -> Masking:
+        """What is called with the activations of each site while the method is attached."""
+        from sparsebench.adapters.activation._masking import Masking
+
+        return Masking(self, system, sites, levels, state)
+
     def drop(
         self, x: torch.Tensor, state: Any, positions: torch.Tensor, sparsity: float, threshold: float
     ) -> torch.Tensor:
@@ -136,24 +153,32 @@ class ActivationAdapter(Adapter):
 
     def reads_calibration(self) -> bool:
         """Thresholds come from a text."""
-        return self.rule == "threshold"
+        return self.rule == "threshold" or self.learns()
 
     def prepare(self, system: CausalLM, calibration: Calibration | None, budget: Budget | None = None) -> Prepared:
         """The distribution of scores at each site, from which thresholds of all budgets come."""
         from sparsebench.adapters.passes import remembered
 
-        if self.rule != "threshold":
+        if self.rule != "threshold" and not self.learns():
             return Prepared(ActivationState())
         if calibration is None:
             raise InputError(f"{self.card.id} reads a calibration text")
         knobs = {name: value for name, value in self.config.items() if name not in ("scope", "rule")}
         what = f"scores of {self.card.id} {knobs} on {calibration.hash}"
-        found = remembered(system, what, lambda: self._distributions(system, calibration))
+        learned, found = remembered(system, what, lambda: self._read(system, calibration))
         dtype = str(system.dtype).removeprefix("torch.")
         facts = {"calibration": calibration.describe(), "calibration_dtype": f"{dtype} forward and scores"}
-        return Prepared(ActivationState(found), facts, tokens=calibration.tokens)
+        return Prepared(ActivationState(found, learned=learned), facts, tokens=calibration.tokens)
 
-    def _distributions(self, system: CausalLM, calibration: Calibration) -> dict[str, Distribution]:
+    def _read(
+        self, system: CausalLM, calibration: Calibration
+    ) -> tuple[dict[str, Any], dict[str, Distribution] | None]:
+        learned = self.learn(system, calibration) if self.learns() else {}
+        return learned, self._distributions(system, calibration, learned) if self.rule == "threshold" else None
+
+    def _distributions(
+        self, system: CausalLM, calibration: Calibration, learned: dict[str, Any]
+    ) -> dict[str, Distribution]:
         import torch
 
         from sparsebench.adapters.activation._distribution import Distribution
@@ -161,7 +186,7 @@ class ActivationAdapter(Adapter):
 
         stride = -(-calibration.tokens // CALIBRATION_TOKENS)
         sites = self.sites(system)
-        states = {site.name: self.state_of(site) for site in sites}
+        states = {site.name: learned[site.name] if site.name in learned else self.state_of(site) for site in sites}
         found: dict[str, Distribution] = {}
         last: list[tuple[torch.Tensor, str]] = []
 
@@ -181,15 +206,13 @@ class ActivationAdapter(Adapter):
     @contextmanager
     def attach(self, system: CausalLM, prepared: Prepared, budget: Budget | None) -> Iterator[CausalLM]:
         """The model with sparse activations; on exit the hooks are gone."""
-        from sparsebench.adapters.activation._masking import Masking
-
         self.check_budget(budget)
         state: ActivationState = prepared.state or ActivationState()
         if state.budget is not None and state.budget != budget:
             raise InputError(f"{self.card.id} was prepared at {state.budget.label}", "prepare it at each budget")
         sites = self.sites(system)
         levels = state.levels or dict.fromkeys((s.name for s in sites), budget.number if budget is not None else 0.0)
-        masking = Masking(self, system, sites, levels, state.distributions)
+        masking = self.masking(system, sites, levels, state)
         acting = system.acting(decode="decode" in self.phases(), prefix_invariant=self.prefix_invariant())
         with ExitStack() as contexts:
             contexts.enter_context(acting)
@@ -247,10 +270,10 @@ class AllocatedActivation(ActivationAdapter):
         if calibration is None or budget is None:
             raise InputError(f"{self.card.id} with allocation 'greedy' needs a calibration text and a budget")
         state: ActivationState = prepared.state
-        levels = allocate(self, system, calibration, state.distributions, budget.number)
+        levels = allocate(self, system, calibration, state, budget.number)
         facts = {"calibration": calibration.describe(), "levels": {name: round(s, 4) for name, s in levels.items()}}
         return Prepared(
-            ActivationState(state.distributions, levels, budget), {**prepared.facts, **facts}, tokens=calibration.tokens
+            replace(state, levels=levels, budget=budget), {**prepared.facts, **facts}, tokens=calibration.tokens
         )
 
 

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from sparsebench.adapters.activation.base import ActivationAdapter, Rule, Scope, Site
 from sparsebench.adapters.card import MethodCard, Paper
-from sparsebench.errors import InputError
 
 if TYPE_CHECKING:
     import torch
@@ -48,13 +47,9 @@ class Cats(ActivationAdapter):
         Raises:
             InputError: No MLP has an activation function that is a module.
         """
-        from sparsebench.adapters.activation._mlp import mlps
+        from sparsebench.adapters.activation._mlp import required_mlps
 
-        found = mlps(system)
-        if not found:
-            raise InputError(
-                f"{self.card.id} finds no MLP with an activation function in {type(system.model).__name__}"
-            )
+        found = required_mlps(system, self.card.id)
         return [
             Site(
                 mlp.name, mlp.activation, None, mlp.neurons, mlp.down.weight.shape[0] + mlp.gated, mlp.down.block, True

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from sparsebench.adapters.activation.base import ActivationAdapter, Rule, Scope, Site
 from sparsebench.adapters.card import MethodCard, Paper
-from sparsebench.errors import InputError
 
 if TYPE_CHECKING:
     import torch
@@ -49,13 +48,9 @@ class TopKMlp(ActivationAdapter):
         Raises:
             InputError: No MLP has an activation function that is a module.
         """
-        from sparsebench.adapters.activation._mlp import mlps
+        from sparsebench.adapters.activation._mlp import required_mlps
 
-        found = [mlp.down for mlp in mlps(system)]
-        if not found:
-            raise InputError(
-                f"{self.card.id} finds no MLP with an activation function in {type(system.model).__name__}"
-            )
+        found = [mlp.down for mlp in required_mlps(system, self.card.id)]
         return [
             Site(down.name, down.module, down.weight.detach(), down.weight.shape[1], down.weight.shape[0], down.block)
             for down in found

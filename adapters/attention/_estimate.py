@@ -27,6 +27,11 @@ def last_queries(view: AttentionView, count: int) -> AttentionView:
     return replace(view, query=view.query[:, :, first:], positions=view.positions[:, first:], aligned=False)
 
 
+def grouped(x: torch.Tensor, group: int, dim: int = 0) -> torch.Tensor:
+    """Query heads along `dim` as two dimensions: key heads, and the heads of the group of each."""
+    return x.reshape(*x.shape[:dim], -1, group, *x.shape[dim + 1 :])
+
+
 def block_sums(x: torch.Tensor, size: int, dim: int, start: int = 0) -> torch.Tensor:
     """Sums over blocks of `size` along `dim`; `start` is the place of the first entry in its block.
 

@@ -143,10 +143,12 @@ class VerticalSlash:
 
     def keep(self, part: AttentionView, first: int) -> torch.Tensor:
         """See `Selection`."""
-        keys = torch.arange(part.key.shape[2], device=part.positions.device)
-        distance = (part.positions[0][:, None] - keys).clamp(min=0)
-        slashes = self.diagonals[:, distance]
-        return (slashes | self.columns[:, None, : len(keys)])[None]
+        keys, positions = part.key.shape[2], part.positions[0]
+        # Row i of the slashes is the diagonals from its own key backwards: a window that moves along them reversed.
+        backwards = self.diagonals[:, : int(positions[-1]) + 1].flip(-1)
+        windows = torch.nn.functional.pad(backwards, (0, keys)).unfold(-1, keys, 1)
+        slashes = windows[:, : len(positions)].flip(1)
+        return (slashes | self.columns[:, None, :keys])[None]
 
 
 @dataclass(frozen=True)
@@ -199,12 +201,11 @@ class ByRow:
         shape = (*part.query.shape[:3], part.key.shape[2])
         mask = torch.zeros(shape, dtype=torch.bool, device=part.query.device)
         for row, (selection, start) in enumerate(zip(self.rows, self.starts, strict=True)):
-            real = part.positions[row] >= 0
-            if not bool(real.any()):
-                continue
             own = alone(part, row)
-            chosen = selection.keep(own, int(own.positions[0, 0]) - start)
-            mask[row][:, real, : own.key.shape[2]] = per_head(chosen, own)[0]
+            queries = own.query.shape[2]
+            if queries:
+                chosen = selection.keep(own, int(own.positions[0, 0]) - start)
+                mask[row, :, :queries, : own.key.shape[2]] = per_head(chosen, own)[0]
         return mask
 
 
@@ -222,13 +223,13 @@ def by_row(view: AttentionView, select: Callable[[AttentionView], Selection]) ->
 
 
 def alone(view: AttentionView, row: int) -> AttentionView:
-    """One row of a view, without its padding."""
-    real = view.positions[row] >= 0
+    """One row of a view, without its padding, which is on the right."""
+    queries = int(torch.count_nonzero(view.positions[row] >= 0))
     length = min(int(view.lengths[row]), view.key.shape[2])
-    positions = view.positions[row : row + 1, real]
+    positions = view.positions[row : row + 1, :queries]
     return replace(
         view,
-        query=view.query[row : row + 1, :, real],
+        query=view.query[row : row + 1, :, :queries],
         key=view.key[row : row + 1, :, :length],
         value=view.value[row : row + 1, :, :length],
         positions=positions,

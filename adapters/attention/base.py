@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from sparsebench.adapters.attention._allowance import Allowance
     from sparsebench.adapters.attention._selection import Selection
     from sparsebench.budget import Budget
-    from sparsebench.engine.attention import AttentionView
+    from sparsebench.engine.attention import AttentionPolicy, AttentionView
     from sparsebench.systems.causal_lm import CausalLM
 
 PhaseKnob = Literal["prefill", "decode", "both"]
@@ -69,6 +69,11 @@ class AttentionAdapter(Adapter):
         phase = getattr(self, "phase", "both")
         return self.card.phases if phase == "both" else (phase,)
 
+    def acts_in_prefill(self) -> bool:
+        """See `Adapter.acts_in_prefill`."""
+        own_policy = type(self).policy is not AttentionAdapter.policy  # may look at prefill to act in decode
+        return own_policy or "prefill" in self.phases()
+
     def dense_layers(self, layers: int) -> frozenset[int]:
         """Layers of a model that attend densely. A ratio budget is met over all layers, these included."""
         return frozenset()
@@ -76,6 +81,18 @@ class AttentionAdapter(Adapter):
     def selector(self, prepared: Prepared) -> Selector:
         """What chooses keys for as long as the method is attached."""
         return _Bound(self, prepared)
+
+    def policy(
+        self, system: CausalLM, prepared: Prepared, budget: Budget | None, inner: AttentionPolicy | None
+    ) -> AttentionPolicy:
+        """What attends in the place of dense attention; `inner` is the policy of the member before in a stack."""
+        from sparsebench.adapters.attention._executor import SelectivePolicy
+
+        return SelectivePolicy(self, system, prepared, budget, inner)
+
+    def sees_whole_prompt(self) -> bool:
+        """Whether prefill goes on to the end of the prompt where a task says that its context ends earlier."""
+        return False
 
     def shares_prefixes(self, budget: Budget | None) -> bool:
         """Whether a prefix has the same result whatever follows it.
@@ -88,16 +105,20 @@ class AttentionAdapter(Adapter):
     @contextmanager
     def attach(self, system: CausalLM, prepared: Prepared, budget: Budget | None) -> Iterator[CausalLM]:
         """See `Adapter.attach`; where the method does not act, the member before it attends, or dense attention."""
-        from sparsebench.adapters.attention._executor import SelectivePolicy
         from sparsebench.engine.attention import engaged
         from sparsebench.engine.flow import Flow
 
         self.check_budget(budget)
         system.refuse_attention()
-        policy = SelectivePolicy(self, system, prepared, budget, inner=system.policy)
+        policy = self.policy(system, prepared, budget, system.policy)
         decode = "decode" in self.phases()
         with (
-            system.acting(decode=decode, prefix_invariant=self.shares_prefixes(budget), policy=policy),
+            system.acting(
+                decode=decode,
+                prefix_invariant=self.shares_prefixes(budget),
+                policy=policy,
+                whole_prompt=self.sees_whole_prompt(),
+            ),
             engaged(system.model, Flow(policy)),
         ):
             yield system

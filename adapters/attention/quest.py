@@ -81,23 +81,19 @@ class Quest(AttentionAdapter):
 def page_bounds(view: AttentionView, size: int) -> torch.Tensor:
     """The highest q.k that a key within a page's least and greatest entries could have, [rows, heads, queries, pages].
 
-    The last page of a row may be incomplete; only queries whose own key lies in it see it.
+    A last page that is not full has no bound (infinity): only queries whose own key lies in it see it, and those read
+    it anyway. Nor has a page beyond a row's end a meaning; no query sees it.
     """
     import torch
 
     rows, kv_heads, keys, dim = view.key.shape
-    pad = (0, 0, 0, -keys % size)
-    present = torch.arange(keys, device=view.key.device) < view.lengths[:, None]
-    key = view.key.float()
-    absent = ~present[:, None, :, None]
-    highest = torch.nn.functional.pad(key.masked_fill(absent, -torch.inf), pad, value=-torch.inf)
-    lowest = torch.nn.functional.pad(key.masked_fill(absent, torch.inf), pad, value=torch.inf)
-    highest = highest.reshape(rows, kv_heads, -1, size, dim).amax(dim=3).nan_to_num(neginf=0.0)
-    lowest = lowest.reshape(rows, kv_heads, -1, size, dim).amin(dim=3).nan_to_num(posinf=0.0)
+    full = keys // size
+    pages = view.key[:, :, : full * size].reshape(rows, kv_heads, full, size, dim)
     query = view.query.float().reshape(rows, kv_heads, -1, dim)
-    above = query.clamp(min=0) @ highest.transpose(-1, -2)
-    below = query.clamp(max=0) @ lowest.transpose(-1, -2)
-    return (above + below).reshape(rows, view.query.shape[1], view.query.shape[2], -1)
+    above = query.clamp(min=0) @ pages.amax(dim=3).float().transpose(-1, -2)
+    below = query.clamp(max=0) @ pages.amin(dim=3).float().transpose(-1, -2)
+    bounds = (above + below).reshape(rows, view.query.shape[1], view.query.shape[2], full)
+    return torch.nn.functional.pad(bounds, (0, -(-keys // size) - full), value=torch.inf)
 
 
 def pages_seen(position: int, window: int | None, size: int) -> int:

@@ -50,6 +50,29 @@ def owl(outliers: Sequence[float], sizes: Sequence[int], sparsity: float, spread
     return levelled([sparsity + mean - x for x in scaled], sizes, sparsity)
 
 
+def ecoflap(sensitivities: Sequence[float], sizes: Sequence[int], sparsity: float, slack: float) -> list[float]:
+    """ECoFLaP's ratios: each block keeps a least share, and the rest is dealt out in proportion to its sensitivity.
+
+    A block that would keep more than it has stays dense, and the others share what it leaves (Sung et al., 2024).
+
+    Args:
+        sensitivities: Size of the gradient of each block.
+        sizes: Weights of each block.
+        sparsity: The target.
+        slack: How far above the target the sparsity of a block may rise.
+    """
+    ceiling = min(1.0, sparsity + slack)
+    kept = [size * (1 - ceiling) for size in sizes]
+    worth = list(sensitivities) if sum(sensitivities) > 0 else [float(size) for size in sizes]
+    left = (1 - sparsity) * sum(sizes) - sum(kept)
+    while left > 1e-9 * sum(sizes) and sum(worth) > 0:
+        dealt = [left * part / sum(worth) for part in worth]
+        kept = [min(size, k + d) for size, k, d in zip(sizes, kept, dealt, strict=True)]
+        worth = [0.0 if k >= size else part for k, size, part in zip(kept, sizes, worth, strict=True)]
+        left = (1 - sparsity) * sum(sizes) - sum(kept)
+    return levelled([1 - k / size for k, size in zip(kept, sizes, strict=True)], sizes, sparsity)
+
+
 def levelled(sparsities: Sequence[float], sizes: Sequence[int], target: float) -> list[float]:
     """The same ratios between 0 and 1; what clipping takes from some is given to those that have room."""
     found = list(sparsities)

@@ -11,14 +11,14 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import model_validator
 
 from sparsebench.adapters.base import Adapter, Prepared
 from sparsebench.budget import Budget, parse_pattern
-from sparsebench.cost import PhaseCosts, Request, dense_cost
+from sparsebench.cost import PhaseCosts, Request
 from sparsebench.errors import InputError
 
 if TYPE_CHECKING:
@@ -26,13 +26,18 @@ if TYPE_CHECKING:
 
     from sparsebench.adapters.calibration import Calibration
     from sparsebench.adapters.passes import InputStatistics, Statistics
+    from sparsebench.adapters.pruning._allocation import Measured, Settings
     from sparsebench.systems.causal_lm import CausalLM, LinearSite
 
 CompareGroup = Literal["row", "layer", "block", "global"]
 """Weights that compete: those of one output (`row`), of one matrix, of 128 columns of it (`block`), of all matrices. In
 a pattern n:m the m consecutive weights compete, whatever this says."""
-LayerRatios = Literal["uniform", "erk", "owl"]
-"""`uniform`: each layer has the target; `erk`: by shape; `owl`: blocks with more outliers in Wanda's score less."""
+LayerRatios = Literal["uniform", "er", "erk", "owl", "ecoflap", "evopress", "random-search"]
+"""`uniform`: each layer has the target; `er`, `erk`: by shape, which for matrices is one rule with two names; `owl`:
+blocks with more outliers in Wanda's score less; `ecoflap`: blocks that change the loss more less; `evopress`: by
+evolutionary search for the least divergence from the dense model; `random-search`: by as many random draws."""
+SEARCHED = ("evopress", "random-search")
+"""Ratios that belong to one budget."""
 
 
 @dataclass(frozen=True)
@@ -76,13 +81,13 @@ class PruningState:
 
     Attributes:
         statistics: Of the dense model's inputs, by layer.
-        outliers: OWL's share of outliers in each block.
+        measured: What layer ratios are decided by.
         results: Of a block-by-block pass, by layer: a packed mask, or the new weight.
         budget: The budget of that pass.
     """
 
     statistics: Statistics | None = None
-    outliers: list[float] | None = None
+    measured: Measured | None = None
     results: dict[str, Any] = field(default_factory=dict)
     budget: Budget | None = None
 
@@ -125,8 +130,8 @@ class PruningAdapter(Adapter):
     def _consistent(self) -> Self:
         if self.compare_group == "global" and self.ratios != "uniform":
             raise ValueError("compare_group 'global' makes its own layer ratios: ratios must be 'uniform'")
-        if self.ratios == "owl" and not self.needs_calibration:
-            raise ValueError("'owl' reads a calibration text, which this method does not")
+        if self.ratios not in ("uniform", "er", "erk") and not self.needs_calibration:
+            raise ValueError(f"{self.ratios!r} reads a calibration text, which this method does not")
         return self
 
     def check_budget(self, budget: Budget | None) -> None:
@@ -142,9 +147,11 @@ class PruningAdapter(Adapter):
     @contextmanager
     def attach(self, system: CausalLM, prepared: Prepared, budget: Budget | None) -> Iterator[CausalLM]:
         """The pruned model; on exit each parameter has its original memory again."""
+        from sparsebench.adapters.pruning._storing import refuse_stored
         from sparsebench.systems.weights import prunable, put, restoring
 
         self.check_budget(budget)
+        refuse_stored(self.card.id, system)
         state: PruningState = prepared.state or PruningState()
         if state.budget is not None and state.budget != budget:
             raise InputError(f"{self.card.id} was prepared at {state.budget.label}", "prepare it at each budget")
@@ -168,10 +175,10 @@ class PruningAdapter(Adapter):
             if allotments[site.name].sparsity == 0:
                 continue
             if site.name in state.results:
-                yield site, self._applied(site, state.results[site.name])
+                yield site, self.applied(site, state.results[site.name])
             else:
-                result = self.result(self._layer(site, state.statistics), allotments[site.name])
-                yield site, self._applied(site, result)
+                result = self.result(self.layer(site, state.statistics), allotments[site.name])
+                yield site, self.applied(site, result)
 
     def _pruned_globally(
         self, sites: list[LinearSite], state: PruningState, budget: Budget
@@ -179,7 +186,7 @@ class PruningAdapter(Adapter):
         from sparsebench.adapters.pruning import _groups
 
         def scores() -> Iterator[torch.Tensor]:
-            return (self.checked_score(self._layer(site, state.statistics)) for site in sites)
+            return (self.checked_score(self.layer(site, state.statistics)) for site in sites)
 
         size = sum(site.weight.numel() for site in sites)
         masks = _groups.global_masks(scores, budget.number, size)
@@ -194,7 +201,7 @@ class PruningAdapter(Adapter):
             return self.update(layer, allotment)
         return _groups.pack(self.mask(layer, allotment))
 
-    def _applied(self, site: LinearSite, result: Any) -> torch.Tensor:
+    def applied(self, site: LinearSite, result: Any) -> torch.Tensor:
         """A layer's new weight, on its device and in its dtype."""
         from sparsebench.adapters.pruning import _groups
 
@@ -204,7 +211,12 @@ class PruningAdapter(Adapter):
             return weight
         return own.masked_fill(_groups.unpack(result).to(own.device), 0)
 
-    def _layer(self, site: LinearSite, statistics: Statistics | None) -> Layer:
+    def layer(self, site: LinearSite, statistics: Statistics | None) -> Layer:
+        """A layer as `score`, `mask` and `update` see it.
+
+        Raises:
+            InputError: Its weights are no floating-point numbers.
+        """
         weight = site.weight.detach()
         if not weight.is_floating_point():
             raise InputError(f"{site.name} has weights of {weight.dtype}: quantised layers cannot be pruned")
@@ -219,21 +231,22 @@ class PruningAdapter(Adapter):
         return {site.name: Allotment(s, self.compare_group) for site, s in zip(sites, ratios, strict=True)}
 
     def _ratios(self, sites: list[LinearSite], sparsity: float, state: PruningState) -> list[float]:
-        from sparsebench.adapters.pruning import _ratios
+        if self.ratios == "uniform":
+            return [sparsity] * len(sites)
+        from sparsebench.adapters.pruning._allocation import Measured, layer_ratios
 
-        if self.ratios == "erk":
-            return _ratios.erk([(site.weight.shape[0], site.weight.shape[1]) for site in sites], sparsity)
-        if self.ratios == "owl" and state.outliers is not None:
-            sizes = [0] * len(state.outliers)
-            for site in sites:
-                sizes[site.block] += site.weight.numel()
-            blocks = _ratios.owl(state.outliers, sizes, sparsity)
-            return [blocks[site.block] for site in sites]
-        return [sparsity] * len(sites)
+        return layer_ratios(self.ratios, sites, sparsity, state.measured or Measured(), self.settings())
+
+    def settings(self) -> Settings:
+        """Knobs of ratios that are measured; the defaults unless the method has knobs for them."""
+        from sparsebench.adapters.pruning._allocation import Settings
+
+        return Settings()
 
     def cost(self, system: Any, request: Request, budget: Budget | None) -> PhaseCosts:
         """Zeros cost no FLOPs; kept weights are stored with a bitmap, or with their places in a pattern's groups."""
         from sparsebench.account import WeightStorage
+        from sparsebench.adapters.pruning._storing import lighter
         from sparsebench.systems.weights import prunable
 
         shape, share = system.shape, budget.number if budget is not None else 0.0
@@ -241,19 +254,7 @@ class PruningAdapter(Adapter):
         form = str(budget.value) if budget is not None and budget.kind == "pattern" else "bitmap"
         each = shape.bytes_per_weight
         saved = max(0.0, size * each - WeightStorage(share, form).bytes_of(size, each)) / each
-        flops = dense_cost(replace(shape, linear_params=round(shape.linear_params - share * size)), request)
-        read = dense_cost(
-            replace(
-                shape,
-                linear_params=round(shape.linear_params - saved),
-                stored_params=round(shape.stored_params - saved),
-            ),
-            request,
-        )
-        return PhaseCosts(
-            prefill=replace(flops.prefill, bytes_weights=read.prefill.bytes_weights),
-            decode=replace(flops.decode, bytes_weights=read.decode.bytes_weights),
-        )
+        return lighter(shape, request, share * size, saved)
 
 
 class CalibratedPruning(PruningAdapter):
@@ -274,30 +275,31 @@ class CalibratedPruning(PruningAdapter):
         return False
 
     def prepare_depends_on_budget(self) -> bool:
-        """A block-by-block pass does: later blocks see what earlier ones lost."""
-        return self.stats_pass == "sequential"
+        """A block-by-block pass does, since later blocks see what earlier ones lost; and so does a search."""
+        return self.stats_pass == "sequential" or self.ratios in SEARCHED
 
     def prepare(self, system: CausalLM, calibration: Calibration | None, budget: Budget | None = None) -> Prepared:
         """Statistics of the dense model, or a block-by-block pass at this budget."""
         from sparsebench.adapters.passes import dense_statistics
+        from sparsebench.adapters.pruning._allocation import measure
 
         if calibration is None:
             raise InputError(f"{self.card.id} reads a calibration text")
-        state = PruningState()
-        if self.ratios == "owl":
-            state.outliers = self._outliers(system, dense_statistics(system, calibration))
+        if budget is None and self.prepare_depends_on_budget():
+            raise InputError(f"{self.card.id} with these knobs is prepared at a budget")
+        state = PruningState(budget=budget if self.prepare_depends_on_budget() else None)
+        if budget is None or budget.number > 0:
+            state.measured = measure(self, system, calibration, budget.number if budget is not None else None)
         if self.stats_pass == "dense":
             state.statistics = dense_statistics(system, calibration, self.reads_gram())
-        elif budget is None:
-            raise InputError(f"{self.card.id} with stats_pass 'sequential' is prepared at a budget")
-        else:
+        elif budget is not None:
             self._prune_block_by_block(system, calibration, budget, state)
         facts: dict[str, Any] = {
             "calibration": calibration.describe(),
             "calibration_dtype": f"{str(system.dtype).removeprefix('torch.')} forward, float32 statistics",
         }
-        if state.outliers is not None:
-            facts["outliers"] = state.outliers
+        if state.measured is not None:
+            facts |= state.measured.facts
         return Prepared(state, facts, tokens=calibration.tokens)
 
     def _prune_block_by_block(
@@ -308,24 +310,13 @@ class CalibratedPruning(PruningAdapter):
 
         sites = prunable(system)
         allotments = self.allotments(sites, budget, state)
-        state.budget = budget
 
         def prune(site: LinearSite, inputs: InputStatistics) -> None:
             if allotments[site.name].sparsity > 0:
-                result = self.result(self._layer(site, {site.name: inputs}), allotments[site.name])
-                weight = self._applied(site, result)
+                result = self.result(self.layer(site, {site.name: inputs}), allotments[site.name])
+                weight = self.applied(site, result)
                 state.results[site.name] = weight.cpu() if self.moves_weights else result
                 put(site, weight)
 
         with restoring(sites):
             block_by_block(system, calibration, prune, self.reads_gram())
-
-    def _outliers(self, system: CausalLM, statistics: Statistics) -> list[float]:
-        """Share of outliers among Wanda's scores of each block."""
-        from sparsebench.adapters.pruning._ratios import outlier_share
-        from sparsebench.systems.weights import prunable
-
-        scores: dict[int, list[torch.Tensor]] = {index: [] for index in range(len(system.blocks))}
-        for site in prunable(system):
-            scores[site.block].append(site.weight.detach().float().abs() * statistics[site.name].norm)
-        return [outlier_share(block) for block in scores.values()]

@@ -55,7 +55,7 @@ class Bm25(RetrievalAdapter):
         indexed = time.perf_counter()
         queries = index.encode_queries(collection.queries)
         seconds = (indexed - start, time.perf_counter() - indexed)
-        return Vectors(index.weights, queries, *seconds, {"bm25": config.describe()})
+        return Vectors(index.weights, queries, *seconds, {"bm25": config.describe()}, index.encode_queries)
 
     def encoding(self) -> tuple[Any, ...]:
         """All knobs."""

@@ -8,6 +8,7 @@ from sparsebench.adapters.card import MethodCard, Paper
 from sparsebench.adapters.retrieval.base import RetrievalAdapter, Vectors
 
 if TYPE_CHECKING:
+    from sparsebench.budget import Budget
     from sparsebench.retrieval.collection import Collection
     from sparsebench.retrieval.index import Index
     from sparsebench.systems.retrieval import EncoderSystem
@@ -43,9 +44,14 @@ class ExactDense(RetrievalAdapter):
         documents = system.encoder.encode_documents(collection.documents())
         queries = system.encoder.encode_queries(collection.queries)
         facts = {"truncated_documents": documents.truncated, "truncated_queries": queries.truncated}
-        return Vectors(documents.vectors, queries.vectors, documents.seconds, queries.seconds, facts)
+        ask = system.encoder.encode_queries
+        return Vectors(documents.vectors, queries.vectors, documents.seconds, queries.seconds, facts, ask)
 
-    def index(self, documents: Any) -> Index:
+    def encoding(self) -> tuple[Any, ...]:
+        """Shared by all methods that search these vectors."""
+        return ("exact-dense",)
+
+    def index(self, documents: Any, budget: Budget | None) -> Index:
         """Every document is compared."""
         from sparsebench.retrieval.index import DenseIndex
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import Field
 
 from sparsebench.adapters.card import MethodCard, Paper
-from sparsebench.adapters.retrieval.base import RetrievalAdapter, Vectors
+from sparsebench.adapters.retrieval.base import RetrievalAdapter, Vectors, remembered
 
 if TYPE_CHECKING:
     from sparsebench.budget import Budget
@@ -45,10 +45,11 @@ class LearnedSparse(RetrievalAdapter):
 
     def encode(self, system: EncoderSystem, collection: Collection) -> Vectors:
         """Document and query vectors by one encoder."""
-        documents = system.encoder.encode(collection.documents())
-        queries = system.encoder.encode(collection.queries)
-        facts = {"truncated_documents": documents.truncated, "truncated_queries": queries.truncated}
-        return Vectors(documents.vectors, queries.vectors, documents.seconds, queries.seconds, facts)
+        return splade_vectors(system, collection)
+
+    def encoding(self) -> tuple[Any, ...]:
+        """Shared by all methods that prune these vectors."""
+        return ("learned-sparse",)
 
     def sparsify(self, vectors: Vectors, budget: Budget | None) -> tuple[Any, Any]:
         """The largest terms of each vector."""
@@ -57,3 +58,17 @@ class LearnedSparse(RetrievalAdapter):
         documents = vectors.documents if budget is None else keep_largest(vectors.documents, int(budget.value))
         queries = vectors.queries if self.query_terms is None else keep_largest(vectors.queries, self.query_terms)
         return documents, queries
+
+
+def splade_vectors(system: EncoderSystem, collection: Collection) -> Vectors:
+    """Document and query vectors by one sparse encoder, computed once for all methods."""
+
+    def encode() -> Vectors:
+        encoder = system.encoder
+        documents = encoder.encode(collection.documents())
+        queries = encoder.encode(collection.queries)
+        facts = {"truncated_documents": documents.truncated, "truncated_queries": queries.truncated}
+        return Vectors(documents.vectors, queries.vectors, documents.seconds, queries.seconds, facts, encoder.encode)
+
+    vectors: Vectors = remembered(system, collection, ("splade",), encode)
+    return vectors

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from sparsebench.adapters.card import MethodCard
 from sparsebench.adapters.retrieval.base import RetrievalAdapter, Vectors
+from sparsebench.adapters.retrieval.learned_sparse import splade_vectors
 
 if TYPE_CHECKING:
     from sparsebench.budget import Budget
@@ -14,18 +15,18 @@ if TYPE_CHECKING:
 
 
 class RandomTerms(RetrievalAdapter):
-    """Random terms of each document's vector; masks of smaller budgets lie within those of larger ones."""
+    """Random terms of each document, or a random share of all postings; smaller budgets keep fewer of the same."""
 
     card: ClassVar[MethodCard] = MethodCard(
         id="random-terms",
         family="retrieval",
         title="Random terms",
-        summary="Keeps random non-zero terms of each document's vector.",
+        summary="Keeps random non-zero terms of each document's vector, or a random share of all postings.",
         role="control",
         unit="term",
         phases=(),
         adaptivity="static",
-        budgets=("terms",),
+        budgets=("terms", "sparsity"),
         training="weights",
         modes=("executed",),
         nearest="learned-sparse",
@@ -36,9 +37,7 @@ class RandomTerms(RetrievalAdapter):
 
     def encode(self, system: EncoderSystem, collection: Collection) -> Vectors:
         """The vectors of learned-sparse."""
-        from sparsebench.adapters.retrieval.learned_sparse import LearnedSparse
-
-        return LearnedSparse().encode(system, collection)
+        return splade_vectors(system, collection)
 
     def encoding(self) -> tuple[Any, ...]:
         """Shared with learned-sparse."""
@@ -47,7 +46,10 @@ class RandomTerms(RetrievalAdapter):
     def sparsify(self, vectors: Vectors, budget: Budget | None) -> tuple[Any, Any]:
         """Random terms of each document."""
         from sparsebench.retrieval.sparse_vectors import keep_random
+        from sparsebench.retrieval.static_pruning import prune_random
 
         if budget is None:
             return vectors.documents, vectors.queries
-        return keep_random(vectors.documents, int(budget.value), self.seed), vectors.queries
+        if budget.kind == "terms":
+            return keep_random(vectors.documents, int(budget.value), self.seed), vectors.queries
+        return prune_random(vectors.documents, budget.number, self.seed), vectors.queries

@@ -19,10 +19,17 @@ class WeightStorage:
         sparsity: Share of zeros in them.
         form: `dense`, `bitmap` (kept values and one bit for each weight), or a pattern `n:m` (n zeros in m; kept values
             and the place of each in its group).
+        bits: Bits of a weight where they were counted; they go before `form`.
     """
 
     sparsity: float = 0.0
     form: str = "dense"
+    bits: float | None = None
+
+    @property
+    def name(self) -> str:
+        """The form in words."""
+        return self.form if self.bits is None else f"{self.bits:.4g} bits"
 
     def bytes_of(self, weights: float, bytes_per_weight: float) -> float:
         """Bytes of so many weights, zeros counted among them.
@@ -30,6 +37,8 @@ class WeightStorage:
         Raises:
             InputError: There is no such form.
         """
+        if self.bits is not None:
+            return weights * self.bits / 8
         if self.form == "dense":
             return weights * bytes_per_weight
         kept = weights * (1 - self.sparsity)
@@ -52,6 +61,7 @@ class Counted:
         index_flops: Work of estimating and selecting.
         index_bytes: Bytes that the index reads.
         correction_flops: Work of repairing.
+        correction_bytes: Bytes that repairing reads.
         activation_zeros: Share of the linear layers' multiply-adds whose input is zero.
         scored: Tokens whose logits were computed.
     """
@@ -64,6 +74,7 @@ class Counted:
     index_flops: float = 0.0
     index_bytes: float = 0.0
     correction_flops: float = 0.0
+    correction_bytes: float = 0.0
     activation_zeros: float = 0.0
     scored: float = 0.0
 
@@ -90,6 +101,7 @@ class Counted:
             index_flops=get("attention.index_flops"),
             index_bytes=get("attention.index_bytes"),
             correction_flops=get("correction_flops"),
+            correction_bytes=get("correction_bytes"),
             activation_zeros=get("activation.zeros") / multiply_adds if multiply_adds else 0.0,
             scored=get("scored"),
         )
@@ -144,24 +156,40 @@ def account(
     prefill: Counted,
     decode: Counted,
     weights: WeightStorage | None = None,
+    dense: ModelShape | None = None,
 ) -> Account:
     """FLOPs by phase, and bytes for each decoded token at batch 1, dense and sparse.
 
     FLOPs are ideal: every zero and every pair left out is skipped. Where weights and activations are sparse together,
     their zeros count as independent.
+
+    Args:
+        shape: The model as it ran.
+        prefill: What was counted in prefill.
+        decode: What was counted in decode.
+        weights: How the weights that ran are stored.
+        dense: The model before blocks or channels were removed from it; None: nothing was.
     """
     storage = weights or WeightStorage()
+    whole = dense or shape
     lines: list[Line] = []
     for phase, counted in zip(PHASES, (prefill, decode), strict=True):
         if counted.tokens:
-            lines += _flop_lines(shape, phase, counted, storage)
+            lines += _flop_lines(shape, whole, phase, counted, storage)
     if decode.tokens:
-        lines += _byte_lines(shape, decode, storage)
+        lines += _byte_lines(shape, whole, decode, storage)
     return Account(tuple(lines))
 
 
-def _flop_lines(shape: ModelShape, phase: Phase, counted: Counted, storage: WeightStorage) -> list[Line]:
-    linear = counted.tokens * shape.token_flops
+def _more_pairs(shape: ModelShape, whole: ModelShape) -> float:
+    """Pairs of the whole model for each pair of what ran: by the layers that attend."""
+    ran = sum(window != 0 for window in shape.windows)
+    return sum(window != 0 for window in whole.windows) / ran if ran else 1.0
+
+
+def _flop_lines(
+    shape: ModelShape, whole: ModelShape, phase: Phase, counted: Counted, storage: WeightStorage
+) -> list[Line]:
     pair = shape.pair_flops
     left = (1 - storage.sparsity) * (1 - counted.activation_zeros)
     head = counted.scored * 2 * shape.head_params
@@ -172,15 +200,15 @@ def _flop_lines(shape: ModelShape, phase: Phase, counted: Counted, storage: Weig
             "linear",
             f"2 x {shape.linear_params:,} weights x {counted.tokens:,.0f} tokens; weights kept "
             f"{1 - storage.sparsity:.4f}, inputs kept {1 - counted.activation_zeros:.4f}",
-            linear,
-            linear * left,
+            counted.tokens * whole.token_flops,
+            counted.tokens * shape.token_flops * left,
         ),
         Line(
             phase,
             "flops",
             "attention",
             f"2 x {shape.head_dim + shape.value_dim} x {counted.pairs:,.0f} pairs; kept {counted.kept:,.0f}",
-            pair * counted.pairs,
+            pair * counted.pairs * _more_pairs(shape, whole),
             pair * counted.kept,
         ),
         Line(phase, "flops", "head", f"2 x {shape.head_params:,} weights x {counted.scored:,.0f} logits", head, head),
@@ -192,19 +220,19 @@ def _flop_lines(shape: ModelShape, phase: Phase, counted: Counted, storage: Weig
     return lines
 
 
-def _byte_lines(shape: ModelShape, counted: Counted, storage: WeightStorage) -> list[Line]:
+def _byte_lines(shape: ModelShape, whole: ModelShape, counted: Counted, storage: WeightStorage) -> list[Line]:
     each, tokens = shape.bytes_per_weight, counted.tokens
     stored = storage.bytes_of(shape.linear_params, each) * (1 - counted.activation_zeros)
-    keys = counted.pairs * shape.kv_heads / shape.heads
+    keys = counted.pairs * shape.kv_heads / shape.heads * _more_pairs(shape, whole)
     head = shape.head_params * each
     return [
         Line(
             "decode",
             "bytes",
             "weights",
-            f"{shape.linear_params:,} weights x {each:g} bytes; stored as {storage.form}, columns read "
+            f"{shape.linear_params:,} weights x {each:g} bytes; stored as {storage.name}, columns read "
             f"{1 - counted.activation_zeros:.4f}",
-            shape.linear_params * each,
+            whole.linear_params * each,
             stored,
         ),
         Line("decode", "bytes", "head", f"{shape.head_params:,} weights x {each:g} bytes", head, head),
@@ -219,6 +247,11 @@ def _byte_lines(shape: ModelShape, counted: Counted, storage: WeightStorage) -> 
         *(
             [Line("decode", "bytes", "index", "what the index reads", 0.0, counted.index_bytes / tokens)]
             if counted.index_bytes
+            else []
+        ),
+        *(
+            [Line("decode", "bytes", "correction", "what repairing reads", 0.0, counted.correction_bytes / tokens)]
+            if counted.correction_bytes
             else []
         ),
     ]

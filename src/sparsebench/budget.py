@@ -11,7 +11,8 @@ A budget is one number with a kind. Which kinds a method takes is on its card; w
 | `terms` | int >= 1 | non-zero terms of a vector |
 | `depth` | int >= 1 | candidates an approximate search touches (efSearch and its like) |
 | `bits` | int >= 1 | bits for each stored weight |
-| `flops`, `bytes` | 0 < x <= 1 | an iso target: share of the dense cost, inverted through the cost model |
+| `flops`, `bytes`, `kv_bytes`, `active_params` | 0 < x <= 1 | a target: share of the dense cost; `iso` solves for a
+  budget of the method's own that meets it |
 """
 
 from __future__ import annotations
@@ -23,8 +24,21 @@ from typing import Any, Literal, get_args
 
 from sparsebench.errors import InputError, UnknownNameError
 
-BudgetKind = Literal["sparsity", "tokens", "coverage", "pattern", "terms", "depth", "bits", "flops", "bytes"]
+BudgetKind = Literal[
+    "sparsity",
+    "tokens",
+    "coverage",
+    "pattern",
+    "terms",
+    "depth",
+    "bits",
+    "flops",
+    "bytes",
+    "kv_bytes",
+    "active_params",
+]
 KINDS: tuple[str, ...] = get_args(BudgetKind)
+ISO_KINDS = ("flops", "bytes", "kv_bytes", "active_params")
 INTEGERS = ("tokens", "terms", "depth", "bits")
 LARGEST = 2**53
 """Whole numbers up to here are exact as floats, so that JSON keeps them."""
@@ -60,7 +74,7 @@ class Budget:
         object.__setattr__(self, "value", float(self.value))
         if self.kind == "sparsity" and not 0 <= float(self.value) < 1:
             raise InputError(f"budget sparsity={self.value}: must be at least 0 and below 1", "0.5 leaves out half")
-        if self.kind in ("coverage", "flops", "bytes") and not 0 < float(self.value) <= 1:
+        if self.kind in ("coverage", *ISO_KINDS) and not 0 < float(self.value) <= 1:
             raise InputError(f"budget {self.kind}={self.value}: must be above 0 and at most 1")
 
     @property

@@ -18,6 +18,11 @@ SOURCES: dict[str, dict[str, Any]] = {
             {"hf": "Salesforce/wikitext", "subset": "wikitext-2-raw-v1", "split": "train"},
         ]
     },
+    "c4-half": {
+        "data": [{"local": "redpajama_samples/sample_c4-rp1.jsonl.gz"}],
+        "build": "half",
+        "options": {"part": "calibration"},
+    },
     "c4-sample": {
         "data": [
             {"local": "redpajama_samples/sample_c4-rp1.jsonl.gz"},

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sparsebench import __version__
+from sparsebench import __version__, cli_decisions, cli_findings, cli_gates
 from sparsebench.errors import InputError, IntegrityError, SparseBenchError
 
 if TYPE_CHECKING:
@@ -54,16 +54,6 @@ class TableFormat(StrEnum):
     json = "json"
     latex = "latex"
     parquet = "parquet"
-
-
-class CheckFormat(StrEnum):
-    """Forms of a check's outcome."""
-
-    text = "text"
-    json = "json"
-    junit = "junit"
-    github = "github"
-    md = "md"
 
 
 SuiteArgument = Annotated[str, typer.Argument(metavar="SUITE", help="A suite by name, or a .yaml file.")]
@@ -212,49 +202,16 @@ def report(
 def site_(
     results: Annotated[list[Path], typer.Argument(metavar="RESULTS...")],
     out: Annotated[Path, typer.Option("--out", metavar="DIR")],
+    claims: Annotated[
+        Path | None, typer.Option("--claims", metavar="CLAIMS", help="A folder of papers' claims to ask about.")
+    ] = None,
 ) -> None:
     """The static leaderboard of one or more results folders."""
+    from sparsebench.reports.ledger import read_claims
     from sparsebench.reports.site import build_site
 
-    build_site(results, out)
+    build_site(results, out, claims=read_claims(claims) if claims is not None else ())
     typer.echo(f"wrote {out / 'index.html'}")
-
-
-@app.command()
-def check(
-    baseline: Annotated[Path, typer.Option("--baseline", metavar="A")],
-    candidate: Annotated[Path, typer.Option("--candidate", metavar="B")],
-    format: Annotated[CheckFormat, typer.Option("--format")] = CheckFormat.text,
-) -> None:
-    """Compare two results folders; exit 1 when quality or cost got worse."""
-    from sparsebench.reports.check import check as compare_folders
-    from sparsebench.reports.gate_formats import render
-
-    outcome = compare_folders(baseline, candidate)
-    typer.echo(render(outcome, format.value))
-    if not outcome.passed:
-        raise typer.Exit(1)
-
-
-@app.command()
-def compare(a: Annotated[Path, typer.Argument(metavar="A")], b: Annotated[Path, typer.Argument(metavar="B")]) -> None:
-    """Two results folders or two lm-eval logs: delta, interval, flips, power, verdict."""
-    from sparsebench.reports.check import compare as compare_results
-    from sparsebench.reports.gate_formats import render
-
-    typer.echo(render(compare_results(a, b), "text"))
-
-
-@app.command()
-def verify(results: ResultsArgument) -> None:
-    """Compute every number again from the samples; check hashes, ids and schema."""
-    from sparsebench.reports.verify import passed, text
-    from sparsebench.reports.verify import verify as verify_results
-
-    findings = verify_results(results)
-    typer.echo(text(findings))
-    if not passed(findings):
-        raise typer.Exit(1)
 
 
 @app.command()
@@ -273,6 +230,11 @@ def doctor() -> None:
         raise typer.Exit(2)
 
 
+cli_gates.add_to(app)
+cli_decisions.add_to(app)
+cli_findings.add_to(app)
+
+
 def _write(path: Path, text: str) -> None:
     try:
         path.write_text(text, encoding="utf-8")
@@ -285,6 +247,7 @@ def _print_plan(made: Plan) -> None:
 
     from sparsebench.power import comparisons
     from sparsebench.prediction import predicted_seconds
+    from sparsebench.targets import unmet
 
     console = _console()
     table = Table(title=f"{made.suite.suite}: {len(made.cells)} cells", title_justify="left", header_style="bold")
@@ -306,6 +269,8 @@ def _print_plan(made: Plan) -> None:
         )
     console.print(table)
     console.print(f"Predicted: {sum(seconds.values()) / 60:.1f} minutes of model time on this machine.\n")
+    for line in unmet(made.lock.get("targets", [])):
+        console.print(f"Out of reach: {line}")
     power = Table(title="Power of each comparison", title_justify="left", header_style="bold")
     for name in ("task", "metric", "n", "margin", "can detect", "powered", "n needed"):
         power.add_column(name, justify="left" if name in ("task", "metric", "powered") else "right")

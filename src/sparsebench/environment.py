@@ -9,6 +9,8 @@ import sys
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 
+from sparsebench.redaction import redacted_command
+
 PACKAGES = (
     "sparsebench",
     "torch",
@@ -75,8 +77,7 @@ def commit() -> tuple[str | None, bool | None]:
 
 def command() -> str:
     """The command line, without the folder of the program and with secrets left out."""
-    words = [os.path.basename(sys.argv[0]), *sys.argv[1:]] if sys.argv else []
-    return " ".join(word for word in words if "token" not in word.lower() and "key=" not in word.lower())
+    return redacted_command([os.path.basename(sys.argv[0]), *sys.argv[1:]]) if sys.argv else ""
 
 
 def peak_memory() -> int | None:

@@ -67,6 +67,10 @@ class IntegrityError(InputError):
     """Bytes that are not what they should be: a wrong sha256, a file cut short, an edited record."""
 
 
+class StorageError(InputError):
+    """Results cannot be written: a full disk, a folder without permission. The run ends; what is stored stays stored."""
+
+
 class GateError(SparseBenchError):
     """A gate or a verification failed."""
 

@@ -76,9 +76,11 @@ def _tasks() -> list[dict[str, Any]]:
             "title": d.title,
             "type": d.type,
             "metrics": [m.name for m in d.metrics if m.headline],
+            "lengths": [str(length) for length in d.lengths],
             "needs": [need] if (need := _data_need(d.data)) else [],
         }
         for d in definitions()
+        if not d.lengths or d.task.endswith(f"-{d.lengths[0]}")
     ]
 
 

@@ -16,6 +16,7 @@ from sparsebench.errors import InputError, MissingError, UnknownNameError
 from sparsebench.identity import cell_id, digest
 from sparsebench.records import CellSpec, MemberSpec, Placement, SystemSpec
 from sparsebench.suite import DENSE, Grid, Member, MethodEntry, Suite, SystemEntry
+from sparsebench.targets import solve_targets
 
 if TYPE_CHECKING:
     from sparsebench.tasks.base import BoundTask
@@ -92,6 +93,7 @@ def plan(suite: Suite, limit: int | None = None, device: str = "cpu") -> Plan:
         InputError: A reference, a task or a baseline is wrong.
     """
     systems = {name: _resolve(entry, device) for name, entry in suite.systems.items() if _used(suite, name)}
+    suite, solved = solve_targets(suite, {name: s.spec.ref for name, s in systems.items()})
     tasks: dict[tuple[str, int | None, str], BoundTask] = {}
     calibrations: dict[tuple[str, str], dict[str, Any]] = {}
     cells: dict[str, PlannedCell] = {}
@@ -105,6 +107,7 @@ def plan(suite: Suite, limit: int | None = None, device: str = "cpu") -> Plan:
             f"{task} on {system}": bound.spec.model_dump(mode="json") for (task, _, system), bound in tasks.items()
         },
         "calibration": {f"{name} for {system}": facts for (name, system), facts in calibrations.items()},
+        **({"targets": solved} if solved else {}),
     }
     return Plan(suite, list(cells.values()), lock, tasks)
 
@@ -122,7 +125,8 @@ def _check_margins(suite: Suite, tasks: Iterable[BoundTask]) -> None:
 
 
 def _used(suite: Suite, name: str) -> bool:
-    return any(name == grid.system or any(m.system == name for m in grid.methods) for grid in suite.grids)
+    measures = any(request.of == name for request in suite.requests.values())
+    return measures or any(name == g.system or any(m.system == name for m in g.methods) for g in suite.grids)
 
 
 def _resolve(entry: SystemEntry, device: str) -> _ResolvedSystem:
@@ -269,6 +273,8 @@ def _cell(
     cell.base_precision = system.entry.base_precision
     cell.placement.suite, cell.placement.suite_version = suite.suite, suite.version
     cell.placement.grid, cell.placement.family = grid.name, family
+    if solved := [member.solved for member in stack if member.solved]:
+        cell.placement.facts["target"] = solved[0]
     cell.flops = 2.0 * system.parameters * (bound.workload.prefill + bound.workload.decode)
     return cell
 
@@ -299,7 +305,7 @@ def cell_of_stack(
         MemberSpec(
             method=m.adapter.card.id,
             version=m.adapter.card.version,
-            knobs={k: v for k, v in m.adapter.config.items() if k != "seed"},
+            knobs={k: v for k, v in m.adapter.resolved().config.items() if k != "seed"},
             budget=m.budget.to_dict() if m.budget else None,
         )
         for m in stack

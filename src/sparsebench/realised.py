@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from sparsebench.errors import InputError
@@ -64,7 +64,7 @@ def _language_model(
     outcome.decode_queries = sums.get("decode.tokens", 0.0) / max(1, bound.workload.samples)
     families = {member.adapter.card.family for member in stack}
     if "pruning" in families:
-        _weights(outcome, weights)
+        _weights(outcome, weights, _pattern(stack))
     if "activation" in families:
         _activations(outcome, system, stack)
     if "attention" in families:
@@ -75,7 +75,7 @@ def _language_model(
     except InputError:
         return outcome  # an architecture whose cost is not modelled has none
     prefill, decode = (Counted.of(shape, sums, phase) for phase in PHASES)
-    lines = account(shape, prefill, decode, _storage(stack, weights)).lines
+    lines = account(shape, prefill, decode, _storage(stack, weights), system.unreduced).lines
     outcome.flops = sum(line.sparse for line in lines if line.unit == "flops")
     outcome.flops_dense = sum(line.dense for line in lines if line.unit == "flops")
     if sums.get("decode.tokens"):
@@ -84,11 +84,14 @@ def _language_model(
     return outcome
 
 
-def _weights(outcome: Outcome, weights: Weights) -> None:
+def _weights(outcome: Outcome, weights: Weights, pattern: str | None) -> None:
     before, after = weights
     if before is None or after is None:
         return
-    outcome.sparsity, outcome.sparsity_of = after.zeros / max(1, after.prunable), "prunable weights"
+    kept = after.prunable - after.zeros
+    outcome.sparsity = (before.prunable - kept) / max(1, before.prunable)
+    outcome.sparsity_of = "prunable weights"
+    outcome.bits_per_weight = 8 * _stored_bytes(after, pattern) / max(1, before.prunable)
     outcome.densities |= {
         "zeros in all weights": after.zeros / max(1, after.total),
         "zeros in prunable weights before": before.zeros / max(1, before.prunable),
@@ -107,8 +110,28 @@ def _activations(outcome: Outcome, system: Any, stack: list[Sparsity]) -> None:
         outcome.densities[f"activation zeros in {phase}"] = system.counters.ratio(
             f"{phase}.activation.zeros", f"{phase}.activation.total"
         )
+    outcome.densities |= _corrections(sums)
     outcome.phase = "+".join(acted)
     outcome.exercised &= total > 0 and _enough_decode(outcome, stack, acted)
+
+
+def _corrections(sums: Mapping[str, float]) -> dict[str, float]:
+    """Of a method that the dense model corrects: corrections and checks of a token, and the weights read for it.
+
+    Tokens are those of the texts that stay. The weights are those of the linear layers, in all passes together, at
+    batch 1, over what the dense model reads.
+    """
+    checks, tokens = sums.get("decode.correction.checks", 0.0), sums.get("decode.tokens", 0.0)
+    if not (checks and tokens):
+        return {}
+    steps = 1 + sums.get("decode.correction.steps", 0.0) / tokens
+    linear = sums.get("decode.activation.linear", 0.0)
+    saved = sums.get("decode.activation.zeros", 0.0) / linear if linear else 0.0
+    return {
+        "corrections of a token": sums.get("decode.correction.replaced", 0.0) / tokens,
+        "checks of a token": checks / tokens,
+        "effective density in decode": steps * (1 - saved) + checks / tokens,
+    }
 
 
 def _attention(outcome: Outcome, system: Any, stack: list[Sparsity]) -> None:
@@ -125,6 +148,9 @@ def _attention(outcome: Outcome, system: Any, stack: list[Sparsity]) -> None:
             if share is not None and f"{phase}.attention.{part}" in sums:
                 scale = system.shape.heads / system.shape.kv_heads if part == "union" else 1.0
                 outcome.densities[f"{_DENSITY[part]} density in {phase}"] = share * scale
+    held = system.counters.ratio("decode.kv_bytes_resident", "decode.kv_bytes_resident_dense")
+    if held is not None:
+        outcome.densities["cache bytes resident in decode"] = held
     outcome.phase = "+".join(acted)
     outcome.exercised &= visible > 0 and _enough_decode(outcome, stack, acted)
 
@@ -149,12 +175,33 @@ def _shared_out(outcome: Outcome, stack: list[Sparsity]) -> None:
         outcome.sparsity, outcome.sparsity_of = None, "several: see the densities"
 
 
+def _pattern(stack: list[Sparsity]) -> str | None:
+    """The last pattern that weights were pruned to."""
+    budgets = [m.budget for m in stack if m.adapter.card.family == "pruning" and m.budget is not None]
+    return next((str(budget.value) for budget in reversed(budgets) if budget.kind == "pattern"), None)
+
+
 def _storage(stack: list[Sparsity], weights: Weights) -> Any:
     from sparsebench.account import WeightStorage
 
-    pruning = [m for m in stack if m.adapter.card.family == "pruning"]
-    if not pruning or weights[1] is None:
+    after = weights[1]
+    if after is None or not any(m.adapter.card.family == "pruning" for m in stack):
         return WeightStorage()
-    patterns = [str(m.budget.value) for m in pruning if m.budget is not None and m.budget.kind == "pattern"]
-    zeros = weights[1].zeros / max(1, weights[1].prunable)
-    return WeightStorage(zeros, patterns[-1] if patterns else "bitmap")
+    size = max(1, after.prunable)
+    return WeightStorage(after.zeros / size, bits=8 * _stored_bytes(after, _pattern(stack)) / size)
+
+
+def _stored_bytes(weights: WeightSparsity, pattern: str | None) -> float:
+    """Bytes of the prunable weights: those that a method stores in a form of its own, and the others.
+
+    Of the others kept values are stored with a bitmap, or with their places in a pattern's groups; where that saves
+    nothing, they are stored as they are.
+    """
+    from sparsebench.account import WeightStorage
+    from sparsebench.cost import BYTES
+
+    plain = weights.prunable - sum(stored.weights for stored in weights.stored)
+    zeros = weights.zeros - sum(stored.weights - stored.kept for stored in weights.stored)
+    sparse = WeightStorage(zeros / max(1, plain), pattern or "bitmap")
+    own = sum(stored.total_bits for stored in weights.stored) / 8
+    return own + min(plain * BYTES, sparse.bytes_of(plain, BYTES))

@@ -124,6 +124,9 @@ class Outcome(_Model):
     flops_dense: float | None = None
     bytes_per_token: float | None = None
     bytes_per_token_dense: float | None = None
+    bits_per_weight: float | None = None
+    """Stored bits of the prunable weights, with indices, scales and values kept apart, over the number of those weights
+    in the dense model; a dense weight counts 16. None where no weight was changed."""
     seconds: float = 0.0
     """Wall time of evaluating the cell; a speed only where mode is `executed`."""
     prepare_seconds: float = 0.0

@@ -15,15 +15,21 @@ from typing import TYPE_CHECKING, Any
 from sparsebench import adapters, environment
 from sparsebench.adapters.base import Prepared, Sparsity, attached
 from sparsebench.budget import Budget
-from sparsebench.errors import IntegrityError
+from sparsebench.errors import IntegrityError, StorageError
 from sparsebench.records import CellRecord, CellSpec, Environment, MetricValue, Outcome, SystemSpec
+from sparsebench.redaction import redacted_text
 from sparsebench.store import Store
+from sparsebench.systems import memory
 
 if TYPE_CHECKING:
     from sparsebench.adapters.calibration import Calibration
     from sparsebench.plan import PlannedCell
     from sparsebench.systems.base import System
     from sparsebench.tasks.base import BoundTask, TaskResult
+
+
+PATIENCE = 0.5
+"""Seconds between two looks at cells that another run has in hand."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +77,7 @@ class Session:
         key = (wanted.kind, wanted.ref, wanted.dtype)
         if self.key != key or self.system is None:
             self.unload()
+            memory.keep_freed_memory()
             self.system = load_system(wanted.kind, wanted.ref, wanted.dtype, self.device)
             self.key = key
         if self.system.fingerprint != wanted.fingerprint:
@@ -99,6 +106,7 @@ class Session:
         self.prepared.clear()
         self.calibrations.clear()
         gc.collect()
+        memory.give_back()
 
     def task(self, cell: PlannedCell, system: System) -> BoundTask:
         """The cell's task, bound to the system's tokenizer."""
@@ -146,19 +154,29 @@ def run_cells(
 ) -> None:
     """Run cells and store each as soon as it is finished; failures are stored too.
 
+    Cells that another run has in hand are left to it, and looked at again when all others are done.
+
     Args:
         cells: Cells to run; those that the store holds already should be left out by the caller.
         store: Where results go.
         session: What stays loaded.
         on_done: Hears of each finished cell.
         stopped: Asked before each cell; once it says yes, no further cell is begun.
+
+    Raises:
+        StorageError: A result cannot be written; what is stored already stays.
     """
-    for group in grouped(cells):
-        _run_group(group, store, session, on_done or (lambda done: None), stopped)
+    said = on_done or (lambda done: None)
+    left = list(cells)
+    while left and not stopped():
+        elsewhere = [cell for group in grouped(left) for cell in _run_group(group, store, session, said, stopped)]
+        if len(elsewhere) == len(left):
+            time.sleep(PATIENCE)
+        left = elsewhere
 
 
 def grouped(cells: Iterable[PlannedCell]) -> Iterator[list[PlannedCell]]:
-    """Cells with the same system, stack and seed together, systems together, dense first."""
+    """Cells with the same system, stack and seed together; systems, and what leaves prefill alone, too; dense first."""
     ordered = sorted(cells, key=_group_key)
     for _, group in groupby(ordered, key=_group_key):
         yield list(group)
@@ -170,7 +188,8 @@ def _group_key(cell: PlannedCell) -> tuple[Any, ...]:
     methods = json.dumps(_methods(cell), sort_keys=True)
     system = (spec.system.kind, spec.system.ref, spec.system.dtype)
     calibration = json.dumps(spec.calibration, sort_keys=True)
-    return (*system, len(spec.stack), methods, calibration, spec.seed, cell.batch_tokens or 0, stack)
+    prefill = json.dumps([m for m, s in zip(_methods(cell), stack_of(spec), strict=True) if s.adapter.acts_in_prefill()])
+    return (*system, len(spec.stack), prefill, methods, calibration, spec.seed, cell.batch_tokens or 0, stack)
 
 
 def _methods(cell: PlannedCell) -> list[list[Any]]:
@@ -179,16 +198,38 @@ def _methods(cell: PlannedCell) -> list[list[Any]]:
 
 def _run_group(
     group: list[PlannedCell], store: Store, session: Session, on_done: OnDone, stopped: Callable[[], bool]
-) -> None:
-    """Cells that differ in their task only."""
+) -> list[PlannedCell]:
+    """Run cells that differ in their task only; returns those that another run has in hand."""
     if stopped():
-        return
+        return []
+    with store.claimed([cell.id for cell in group]) as mine:
+        todo = []
+        for cell in group:
+            if cell.id in mine and store.finished(cell.id):
+                on_done(done_already(cell))
+            elif cell.id in mine:
+                todo.append(cell)
+        if todo:
+            _run_claimed(todo, store, session, on_done, stopped)
+    return [cell for cell in group if cell.id not in mine]
+
+
+def done_already(cell: PlannedCell) -> CellDone:
+    """What is said of a cell that another run or a worker that died has stored."""
+    return CellDone(cell.id, cell.placement.label, cell.spec.task.id, "ok", 0.0, cell.flops)
+
+
+def _run_claimed(
+    group: list[PlannedCell], store: Store, session: Session, on_done: OnDone, stopped: Callable[[], bool]
+) -> None:
     finished: set[str] = set()
     first = group[0]
     try:
         system = session.load(first)
         stack = stack_of(first.spec)
         calibration = session.calibration(first, system)
+        for cell in group:
+            session.task(cell, system).observe(system)
         before = _weights(system)
         with attached(system, stack, calibration, session.prepared_for(first)) as (sparse, prepared):
             after = _weights(sparse) if stack else before
@@ -198,6 +239,8 @@ def _run_group(
                 done = _run_cell(cell, sparse, stack, prepared, (before, after), store, session)
                 finished.add(cell.id)
                 on_done(done)
+    except StorageError:
+        raise
     except Exception as error:
         if len(finished) == len(group):
             # Detaching failed: what is in memory may not be the model that it was.
@@ -250,6 +293,8 @@ def _run_cell(
         described = plain(system.describe())
         record = CellRecord(cell=cell.id, placement=cell.placement, outcome=outcome, system=described, data=bound.data)
         store.write(cell.spec, record, _environment(cell, session, system, started, replans), samples)
+    except StorageError:
+        raise
     except Exception as error:
         return store_failure(cell, error, store, session)
     seconds = time.perf_counter() - start
@@ -278,32 +323,20 @@ def _evaluate(bound: BoundTask, system: Any) -> tuple[TaskResult, int]:
         try:
             return bound.evaluate(system), replans
         except (MemoryError, RuntimeError) as error:
-            if not _out_of_memory(error) or getattr(system, "batch_tokens", 0) < 128:
+            if not memory.ran_out(error) or getattr(system, "batch_tokens", 0) < 128:
                 raise
         # Out of the except clause, so that the traceback's tensors are gone.
         system.batch_tokens //= 2
         system.max_lanes = max(1, system.max_lanes // 2)
         replans += 1
-        _free_memory()
-
-
-def _free_memory() -> None:
-    import torch
-
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-
-
-def _out_of_memory(error: BaseException) -> bool:
-    text = str(error).lower()
-    return isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text
+        memory.free()
 
 
 def store_failure(cell: PlannedCell, error: Exception, store: Store, session: Session) -> CellDone:
     """Store that a cell failed, and why."""
-    message = f"{type(error).__name__}: {error}"
-    outcome = Outcome(status="failed", error=message[:2000], retryable=_out_of_memory(error))
+    message = redacted_text(f"{type(error).__name__}: {error}")
+    retryable = memory.ran_out(error) or isinstance(error, ChildProcessError)
+    outcome = Outcome(status="failed", error=message[:2000], retryable=retryable)
     record = CellRecord(cell=cell.id, placement=cell.placement, outcome=outcome)
     store.write(cell.spec, record, _environment(cell, session, None, datetime.now(UTC), 0), None)
     return CellDone(cell.id, cell.placement.label, cell.spec.task.id, "failed", 0.0, cell.flops, message)

@@ -6,7 +6,7 @@
     RESULTS/cells/<id>/env.json        where and with what
     RESULTS/cells/<id>/samples.parquet one row a sample
 
-A run that is killed loses at most the cell in flight; a finished cell is never computed twice.
+A run that is killed loses at most the cell in flight; a finished cell is never computed twice, and never replaced.
 """
 
 from __future__ import annotations
@@ -17,22 +17,29 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from secrets import token_hex
 from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from sparsebench.errors import InputError, IntegrityError
+from sparsebench.claims import claimed
+from sparsebench.errors import InputError, IntegrityError, StorageError
 from sparsebench.identity import cell_id
 from sparsebench.records import CellRecord, CellSpec, Environment, NewerSchemaError, upgrade
+from sparsebench.redaction import redacted
 
 if TYPE_CHECKING:
     import pandas as pd
 
 AGAIN = "the file was cut short or edited; running the suite again computes the cell anew"
 CELL_ID = re.compile(r"[0-9a-f]{16}")
+ASIDE = re.compile(r"\.([0-9a-f]{16})-.+")
+"""Folders of cells that are being written."""
+ROOM = "make room or choose another folder with --out; the same command then goes on where this one stopped"
 
 
 @dataclass(frozen=True)
@@ -96,7 +103,7 @@ class Store:
         """Make the folder if it is not there.
 
         Raises:
-            InputError: It cannot be written to.
+            StorageError: It cannot be written to.
         """
         store = cls(root)
         try:
@@ -104,8 +111,20 @@ class Store:
             with tempfile.TemporaryFile(dir=store.cells_folder):
                 pass
         except OSError as error:
-            raise InputError(f"cannot write results to {store.root}: {error.strerror}") from None
+            raise store._unwritable(error) from None
         return store
+
+    def claimed(self, identities: Iterable[str]) -> AbstractContextManager[frozenset[str]]:
+        """Claim cells before they are computed; the context gives those that no other run has in hand."""
+        return claimed(self.cells_folder, identities)
+
+    def sweep(self) -> None:
+        """Remove what runs that were killed left half-written; what another run is writing now stays."""
+        for path in list(self.cells_folder.iterdir()):
+            if found := ASIDE.fullmatch(path.name):
+                with self.claimed([found[1]]) as mine:
+                    if mine:
+                        shutil.rmtree(path, ignore_errors=True)
 
     @classmethod
     def open(cls, root: str | os.PathLike[str]) -> Store:
@@ -183,36 +202,52 @@ class Store:
     def write(
         self, spec: CellSpec, record: CellRecord, environment: Environment, samples: pd.DataFrame | None
     ) -> StoredCell:
-        """Store a cell; all of its files appear at once, replacing an earlier attempt."""
+        """Store a cell; all of its files appear at once. A failed or damaged attempt is replaced, a finished cell stays.
+
+        Raises:
+            IntegrityError: The record is not that of the specification.
+            StorageError: The folder cannot be written to.
+        """
         plain = spec.plain()
         identity = cell_id(plain)
         if identity != record.cell:
             raise IntegrityError(f"record of cell {record.cell} with the specification of {identity}")
+        place = self.cells_folder / identity
         try:
             self.cells_folder.mkdir(parents=True, exist_ok=True)
             aside = Path(tempfile.mkdtemp(prefix=f".{identity}-", dir=self.cells_folder))
         except OSError as error:
-            raise InputError(f"cannot write results to {self.root}: {error.strerror}") from error
+            raise self._unwritable(error) from error
         try:
             if samples is not None:
                 samples.to_parquet(aside / "samples.parquet", index=False)
+                _sync(aside / "samples.parquet")
                 record = record.model_copy(update={"samples_sha256": _sha256(aside / "samples.parquet")})
             write_json(aside / "spec.json", plain)
-            write_json(aside / "env.json", environment.model_dump(mode="json"))
-            write_json(aside / "record.json", record.model_dump(mode="json"))
-            _move_into_place(aside, self.cells_folder / identity)
+            write_json(aside / "env.json", redacted(environment.model_dump(mode="json")))
+            write_json(aside / "record.json", redacted(record.model_dump(mode="json")))
+            if self.finished(identity):
+                return self.read(identity)  # another run was faster
+            _move_into_place(aside, place)
         except OSError as error:
-            raise InputError(f"cannot write cell {identity} to {self.root}: {error.strerror or error}") from error
+            raise self._unwritable(error) from error
         finally:
             shutil.rmtree(aside, ignore_errors=True)
-        return StoredCell(identity, spec, record, environment, self.cells_folder / identity)
+        return StoredCell(identity, spec, record, environment, place)
 
     def write_suite(self, data: dict[str, Any]) -> None:
-        """Store the suite and its lock of hashes."""
+        """Store the suite and its lock of hashes.
+
+        Raises:
+            StorageError: The folder cannot be written to.
+        """
         try:
-            write_json(self.root / "suite.json", data)
+            write_json(self.root / "suite.json", redacted(data))
         except OSError as error:
-            raise InputError(f"cannot write results to {self.root}: {error.strerror}") from error
+            raise self._unwritable(error) from error
+
+    def _unwritable(self, error: OSError) -> StorageError:
+        return StorageError(f"cannot write results to {self.root}: {error.strerror or error}", ROOM)
 
     def suite(self) -> dict[str, Any]:
         """The suite and its lock; empty for a folder without one."""
@@ -223,12 +258,23 @@ class Store:
 def write_json(path: Path, data: object) -> None:
     """Write JSON aside and move it into place; sorted keys, so that equal data are equal bytes."""
     text = json.dumps(data, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    with aside.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
+    aside = path.with_name(f".{path.name}-{token_hex(6)}")
+    try:
+        with aside.open("x", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(path)
+    except BaseException:
+        with suppress(OSError):
+            aside.unlink()
+        raise
+
+
+def _sync(path: Path) -> None:
+    """To the disk, before the folder it is in gets the name that says it is whole."""
+    with path.open("rb") as file:
         os.fsync(file.fileno())
-    aside.replace(path)
 
 
 def _move_into_place(aside: Path, place: Path) -> None:
@@ -240,12 +286,14 @@ def _move_into_place(aside: Path, place: Path) -> None:
         if not place.exists():
             raise
     old = Path(tempfile.mkdtemp(prefix=f".{place.name}-old-", dir=place.parent))
-    earlier = place.replace(old / place.name)
     try:
-        aside.replace(place)
-    except BaseException:
-        earlier.replace(place)
-        raise
+        earlier = place.replace(old / place.name)
+        try:
+            aside.replace(place)
+        except BaseException:
+            if not place.exists():
+                earlier.replace(place)
+            raise
     finally:
         shutil.rmtree(old, ignore_errors=True)
 

@@ -13,6 +13,7 @@ from sparsebench import adapters
 from sparsebench.budget import Budget
 from sparsebench.calibration_texts import SOURCES
 from sparsebench.errors import FieldError, InputError, UnknownNameError
+from sparsebench.iso import IsoRequest, is_target, own_kind
 from sparsebench.tasks import registry
 from sparsebench.yaml_source import Place, YamlSource, parse_yaml, read_yaml, validate
 
@@ -68,6 +69,9 @@ class Member(_Entry):
     method: str
     knobs: dict[str, Any] = Field(default_factory=dict)
     budget: dict[str, float | int | str] | None = None
+    """Its own, or a target that a plan solves."""
+    solved: dict[str, Any] = Field(default_factory=dict)
+    """Written by a plan: the target that the budget was solved for, its request, and the predicted share."""
 
     @model_validator(mode="after")
     def _known(self) -> Member:
@@ -88,6 +92,8 @@ class MethodEntry(_Entry):
     budgets: dict[str, list[float | int | str]] = Field(default_factory=dict)
     stack: list[Member] = Field(default_factory=list)
     seeds: list[int] = Field(default_factory=lambda: [0], min_length=1)
+    request: str = ""
+    """What targets are shares of, where it is not the grid's."""
     system: str = ""
     """Another system than the grid's."""
     noise: SystemChange | None = None
@@ -133,8 +139,16 @@ class MethodEntry(_Entry):
                 yield [Member(method=self.method, knobs=self.knobs, budget=budget)]
 
     def labels(self) -> list[str]:
-        """What its rows are called."""
-        return [" + ".join(member.sparsity().label for member in stack) or DENSE for stack in self.stacks()]
+        """What its rows are called; rows at a target have no name before they are solved."""
+        return [
+            " + ".join(member.sparsity().label for member in stack) or DENSE
+            for stack in self.stacks()
+            if not any(is_target(member.budget) for member in stack)
+        ]
+
+    def has_target(self) -> bool:
+        """Whether a budget of it is a target, to be solved for."""
+        return any(is_target(member.budget) for stack in self.stacks() for member in stack)
 
 
 class SystemChange(_Entry):
@@ -158,6 +172,8 @@ class Grid(_Entry):
     tasks: list[TaskEntry] = Field(min_length=1)
     methods: list[MethodEntry] = Field(min_length=1)
     calibration: str | None = None
+    request: str = ""
+    """What targets (`flops`, `bytes`, ...) are shares of."""
     baseline: str = DENSE
     """Label of the row that the others are paired with; `` for none."""
 
@@ -219,6 +235,7 @@ class Suite(_Entry):
     seed: int = 0
     systems: dict[str, SystemEntry]
     calibration: dict[str, CalibrationEntry] = Field(default_factory=dict)
+    requests: dict[str, IsoRequest] = Field(default_factory=dict)
     grids: list[Grid] = Field(min_length=1)
     conclude: Conclude = Conclude()
 
@@ -233,7 +250,15 @@ class Suite(_Entry):
 
 def _check(method: str, knobs: dict[str, Any], budget: dict[str, float | int | str] | None) -> None:
     """Whether the registry has that method, its card that budget and its class those knobs."""
-    adapters.get(method).configure(knobs).check_budget(Budget.from_dict(budget) if budget else None)
+    _check_budget(adapters.get(method).configure(knobs), Budget.from_dict(budget) if budget else None)
+
+
+def _check_budget(adapter: adapters.Adapter, budget: Budget | None) -> None:
+    """Whether the method takes that budget, or one that a target can be solved for."""
+    if budget is not None and is_target(budget.to_dict()):
+        own_kind(adapter)
+    else:
+        adapter.check_budget(budget)
 
 
 def names() -> list[str]:
@@ -285,7 +310,8 @@ def _check_grid(source: YamlSource, suite: Suite, grid: Grid, place: Place) -> N
     if grid.calibration is not None:
         _known(source, (*place, "calibration"), "calibration", grid.calibration, suite.calibration)
     for t, entry in enumerate(grid.tasks):
-        if not entry.task.startswith(registry.LM_EVAL) and not entry.task.endswith((".yaml", ".yml")):
+        elsewhere = entry.task.startswith(registry.LM_EVAL) or entry.task.endswith((".yaml", ".yml"))
+        if not elsewhere and registry.parted(entry.task) is None:
             _known(source, (*place, "tasks", t), "task", entry.task, registry.names())
     rows = {DENSE, *(label for entry in grid.methods if entry.noise is None for label in entry.labels())}
     if grid.baseline:
@@ -295,6 +321,19 @@ def _check_grid(source: YamlSource, suite: Suite, grid: Grid, place: Place) -> N
             _known(source, (*place, "methods", m, "system"), "system", method.system, suite.systems)
         if method.baseline:
             _known(source, (*place, "methods", m, "baseline"), "row", method.baseline, rows)
+        if method.has_target() or method.request:
+            _check_request(source, suite, method.request or grid.request, (*place, "methods", m))
+    if grid.request:
+        _check_request(source, suite, grid.request, (*place, "request"))
+
+
+def _check_request(source: YamlSource, suite: Suite, name: str, place: Place) -> None:
+    if not name:
+        example = f"request: {next(iter(suite.requests), 'NAME')}, one of `requests`"
+        raise source.error(place, "a target is a share of what a request costs: name it", example)
+    _known(source, place, "request", name, suite.requests)
+    if suite.requests[name].of:
+        _known(source, ("requests", name, "of"), "system", suite.requests[name].of, suite.systems)
 
 
 def _known(source: YamlSource, place: Place, kind: str, name: str, valid: Iterable[str]) -> None:
@@ -328,7 +367,7 @@ def _check_methods(source: YamlSource) -> None:
         for kind, value in each or [(None, None)]:
             where = place if kind is None else (*place, key, kind)
             try:
-                adapter.check_budget(None if kind is None else Budget(kind, value))
+                _check_budget(adapter, None if kind is None else Budget(kind, value))
             except InputError as error:
                 raise source.error(where, error.message, error.hint) from None
 

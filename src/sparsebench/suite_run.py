@@ -11,13 +11,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sparsebench.errors import InputError, UnknownNameError
-from sparsebench.executors import EXECUTORS, Stop
+from sparsebench.executors import EXECUTORS, Stop, Workers
 from sparsebench.plan import Plan, PlannedCell, plan
 from sparsebench.store import Store
 from sparsebench.suite import Suite, load_suite
 
 if TYPE_CHECKING:
     from sparsebench.runner import CellDone
+
+
+STOPPING = b"\nstopping after the cell in flight, once more stops at once; the same command goes on where this one stopped\n"
 
 
 @dataclass(frozen=True)
@@ -79,11 +82,26 @@ def run_suite(
     limit: int | None = None,
     executor: str = "inline",
     workers: int = 2,
+    gpus: float | None = None,
+    ray_address: str | None = None,
     shard: str | None = None,
     device: str | None = None,
     progress: bool = False,
 ) -> RunOutcome:
     """Run a suite and store its cells.
+
+    Args:
+        suite: A suite's name, the path of its YAML, or a `Suite`.
+        out: Results folder; `results/<suite>` when None.
+        model: Reference that replaces the suite's language model.
+        limit: Samples of each task at most.
+        executor: A name of `executors.EXECUTORS`.
+        workers: Processes or actors.
+        gpus: GPUs of each Ray actor, or a share of one.
+        ray_address: Cluster that the ray executor uses.
+        shard: `I/N`: part I of N only.
+        device: `cpu`, `cuda`; None: cuda where there is one.
+        progress: Whether a bar is shown.
 
     Raises:
         InputError: The suite, a reference or an option is wrong; nothing was run.
@@ -94,11 +112,13 @@ def run_suite(
     made = planned(suite, model, limit, device)
     cells = made.cells if shard is None else made.shard(*_shard(shard))
     store = Store.create(results_folder(made.suite, out))
+    store.sweep()
     todo = [cell for cell in cells if not store.finished(cell.id)]
     store.write_suite({"suite": made.suite.model_dump(mode="json"), "lock": made.lock})
+    staff = Workers(workers, gpus, ray_address)
     tally = _Tally(todo, len(cells) - len(todo), progress)
     with tally, interruptible() as stop:
-        EXECUTORS[executor](todo, store, device, made, workers, tally.on_done, stop)
+        EXECUTORS[executor](todo, store, device, made, staff, tally.on_done, stop)
     left = len(todo) - tally.done
     return RunOutcome(store.root, tally.done, len(cells) - len(todo), tally.failed, left, stop.asked and left > 0)
 
@@ -112,24 +132,26 @@ def _shard(text: str) -> tuple[int, int]:
 
 @contextmanager
 def interruptible() -> Iterator[Stop]:
-    """The first interrupt lets the cell in flight finish; the second stops at once."""
+    """The first interrupt lets the cell in flight finish, as does a request to terminate; the second stops at once."""
     stop = Stop()
 
     def ask(signum: int, frame: Any) -> None:
         if stop.asked:
             raise KeyboardInterrupt
         stop.asked = True
-        os.write(2, b"\nstopping after the cell in flight; once more stops at once\n")
+        os.write(2, STOPPING)
 
+    signals = (signal.SIGINT, signal.SIGTERM)
     try:
-        before = signal.signal(signal.SIGINT, ask)
+        before = [signal.signal(each, ask) for each in signals]
     except ValueError:  # not in the main thread: whoever runs us handles interrupts
         yield stop
         return
     try:
         yield stop
     finally:
-        signal.signal(signal.SIGINT, before)
+        for each, handler in zip(signals, before, strict=True):
+            signal.signal(each, handler)
 
 
 class _Tally:

@@ -9,9 +9,10 @@ from typing import Any
 
 import torch
 
-from sparsebench.adapters import cards, create
+from sparsebench.adapters import cards, create, get
 from sparsebench.adapters.attention._executor import SelectivePolicy
 from sparsebench.adapters.attention._selection import per_head
+from sparsebench.adapters.attention.base import AttentionAdapter
 from sparsebench.adapters.base import Prepared
 from sparsebench.cost import ModelShape
 from sparsebench.engine.attention import AttentionView
@@ -19,6 +20,11 @@ from sparsebench.systems.counters import Counters
 
 LAYERS = 5
 CARDS = {card.id: card for card in cards("attention")}
+RUNNING = sorted(name for name in CARDS if not CARDS[name].needs)
+"""Methods that run as they are."""
+BY_SELECTION = [name for name in RUNNING if getattr(get(name), "policy", None) is AttentionAdapter.policy]
+"""Methods that choose keys for each query and remember nothing from token to token; for the others see
+test_attention_cache.py."""
 
 
 def shape_of(heads: int = 4, kv_heads: int = 2, dim: int = 8, layers: int = LAYERS, window: int | None = None):
@@ -76,6 +82,15 @@ def alone(view: AttentionView, row: int) -> AttentionView:
 
 def prepared_for(method: Any, shape: ModelShape) -> Prepared:
     """What a calibrated method needs, without a model."""
+    if method.card.id == "minference":
+        patterns = torch.arange(shape.heads) % 3
+        return Prepared(state={layer: patterns for layer in range(shape.layers)})
+    if method.card.id == "moa":
+        return Prepared(state={layer: [0.5, 1.5] * (shape.heads // 2) for layer in range(shape.layers)})
+    if method.card.id == "streaming-heads":
+        # The first heads of all, half of them, however they are grouped.
+        first = torch.arange(shape.kv_heads) < shape.kv_heads // 2
+        return Prepared(state={layer: first for layer in range(shape.layers)})
     if method.card.id != "double-sparsity":
         return Prepared()
     labels = torch.arange(method.labels(shape.head_dim)).expand(shape.heads, -1)
@@ -120,4 +135,6 @@ def some_budget(name: str) -> dict[str, Any]:
     kinds = CARDS[name].budgets
     if "sparsity" in kinds:
         return {"sparsity": 0.6}
-    return {"coverage": 0.6} if "coverage" in kinds else {"theta": 0.5}
+    if "coverage" in kinds:
+        return {"coverage": 0.6}
+    return {"tokens": 24} if "tokens" in kinds else {"theta": 0.5}

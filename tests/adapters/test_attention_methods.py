@@ -144,6 +144,8 @@ def test_quest_bounds_hold_and_are_reached():
     same = replace(view, key=view.key[:, :, :1].expand_as(view.key))
     scores = same.query @ same.key.repeat_interleave(2, dim=1).transpose(-1, -2)
     assert torch.allclose(page_bounds(same, 8), scores[..., ::8], atol=1e-4)
+    cut = replace(same, key=same.key[:, :, :60], value=same.value[:, :, :60])
+    assert bool((page_bounds(cut, 8)[..., 7] == torch.inf).all()), "a page that is not full is read by who sees it"
 
 
 def test_quest_takes_a_page_for_its_extremes_where_the_oracle_takes_the_truth():

@@ -300,13 +300,13 @@ def test_a_second_interrupt_stops_at_once(small, out, monkeypatch):
 def workers(monkeypatch):
     """The worker processes that were started, in order."""
     started = []
-    real = executors._Worker.__init__
+    real = executors.ProcessWorker.__init__
 
     def noted(self, *args):
         real(self, *args)
         started.append(self)
 
-    monkeypatch.setattr(executors._Worker, "__init__", noted)
+    monkeypatch.setattr(executors.ProcessWorker, "__init__", noted)
     yield started
     assert all(worker.code is not None for worker in started)  # none is left behind
 
@@ -335,14 +335,14 @@ def test_workers_that_are_killed_lose_no_cell_and_double_none(small, out, monkey
 
 
 def test_a_cell_on_which_two_workers_died_has_failed(small, out, monkeypatch, workers):
-    noted = executors._Worker.__init__
+    noted = executors.ProcessWorker.__init__
 
     def doomed(self, *args):
         noted(self, *args)
         if len(workers) <= 2:
             self.kill()
 
-    monkeypatch.setattr(executors._Worker, "__init__", doomed)
+    monkeypatch.setattr(executors.ProcessWorker, "__init__", doomed)
     outcome = run_suite(str(small_grid(small)), out, executor="process", workers=1)
     assert (outcome.done, outcome.failed, outcome.left) == (3, 1, 0)
     (failed,) = (c for c in Store.open(out) if c.record.outcome.status == "failed")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from sparsebench.budget import Budget
 from sparsebench.identity import cell_id, seed_of
 from sparsebench.metrics import Metric
 from sparsebench.records import (
@@ -173,7 +175,7 @@ LEVELS = tuple({"sparsity": s} for s in (0.1, 0.2, 0.3, 0.5, 0.6))
 PRUNING = (
     SyntheticMethod("wanda", "pruning", (*LEVELS, {"pattern": "2:4"}), 0.5, knobs={"compare_group": "row"}),
     SyntheticMethod("sparsegpt", "pruning", LEVELS, 0.4, knobs={"stats_pass": "sequential"}),
-    SyntheticMethod("magnitude", "pruning", LEVELS, 0.9),
+    SyntheticMethod("magnitude", "pruning", LEVELS, 0.9, role="comparator"),
     SyntheticMethod("random-weights", "pruning", LEVELS, 2.5, role="control"),
 )
 TOKENS = ({"tokens": 1024}, {"tokens": 512}, {"tokens": 256}, {"tokens": 128})
@@ -284,7 +286,9 @@ class Writer:
             MetricValue(metric=m, value=m.value(frame), n=int(frame[m.column].notna().sum())) for m in task.metrics
         ]
         sparsity = method.sparsity(budget) if method else 0.0
-        label = method.id if method else "dense" if system.kind == "causal-lm" else "full vectors"
+        label = "dense" if system.kind == "causal-lm" else "full vectors"
+        if method:
+            label = f"{method.id} {Budget.from_dict(method.budgets[budget]).label}"
         executed = bool(method and method.mode == "executed")
         outcome: dict[str, Any] = {
             "status": "ok",
@@ -406,3 +410,11 @@ def write_results(root: Path, *, samples: int = 240) -> Store:
         sparsity_of="prunable weights",
     )
     return store
+
+
+def put_again(
+    store: Store, spec: CellSpec, record: CellRecord, environment: Environment, samples: pd.DataFrame | None
+) -> StoredCell:
+    """Store a cell in the place of a finished one, which a store by itself would keep."""
+    shutil.rmtree(store.cells_folder / cell_id(spec.plain()), ignore_errors=True)
+    return store.write(spec, record, environment, samples)

@@ -6,7 +6,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
-from synthetic_results import CHOICE, HOSTILE, LEVELS, LM, PPL, QA, SyntheticMethod, Writer, write_suite
+from synthetic_results import CHOICE, HOSTILE, LEVELS, LM, PPL, QA, SyntheticMethod, Writer, put_again, write_suite
 
 from sparsebench.errors import InputError, UnknownNameError
 from sparsebench.identity import cell_id
@@ -124,7 +124,7 @@ def test_missing_failed_and_new_cells(tmp_path: Path) -> None:
     shutil.rmtree(gone.folder)
     outcome = broken.record.outcome.model_copy(update={"status": "failed", "error": HOSTILE, "metrics": []})
     record = broken.record.model_copy(update={"outcome": outcome, "samples_sha256": None})
-    b.store.write(broken.spec, record, broken.environment, None)
+    put_again(b.store, broken.spec, record, broken.environment, None)
     result = check(a.store.root, b.store.root)
     assert sorted(row.verdict for row in result.failures) == ["failed", "missing"]
     other_way = check(b.store.root, a.store.root)

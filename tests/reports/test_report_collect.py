@@ -14,6 +14,7 @@ from synthetic_results import (
     QA,
     SyntheticMethod,
     Writer,
+    put_again,
     samples_of,
     write_suite,
 )
@@ -150,7 +151,7 @@ def test_columns_that_hold_no_numbers_are_an_error_of_the_cell(writer: Writer) -
     one = writer.cell(QA, "pruning", method=WANDA, baseline=base.id, role="method")
     frame = one.samples()
     assert frame is not None
-    writer.store.write(one.spec, one.record, one.environment, frame.assign(correct="yes"))
+    put_again(writer.store, one.spec, one.record, one.environment, frame.assign(correct="yes"))
     row = collect(writer.store.root).set_index("cell").loc[one.id]
     assert row["status"] == "failed" and "no numbers" in row["reason"]
 

@@ -385,3 +385,75 @@ def test_small_drawings_put_what_is_better_to_the_right(higher: bool, delta: flo
     margin = float(re.search(r'class="margin" d="M([\d.]+)', drawing)[1])  # type: ignore[index]
     assert (point < 60) == (side == "left") and margin < 60
     assert forest({**row, "delta_low": None, "higher_is_better": True}) == ""
+
+
+@pytest.fixture(scope="module")
+def with_claims(results: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from sparsebench.adapters.card import Paper
+    from sparsebench.identity import digest
+    from sparsebench.reports.ledger import LedgerClaim
+
+    def claim(name: str, rule: str, url: str = "https://example.org/claim") -> LedgerClaim:
+        return LedgerClaim(
+            claim=name,
+            paper=Paper(title="<b>Bold</b>", authors="A", year=2024, url=url, key="a"),
+            says="Loses <i>nothing</i>.",
+            conditions="Large models.",
+            tier="M",
+            rule=rule,
+            declared="2025-01-01",  # type: ignore[arg-type]
+            sha256=digest({"rule": rule, "alpha": 0.05}),
+        )
+
+    claims = [
+        claim("lost", "random-weights 60% loses at most 5% of perplexity"),
+        claim("kept", "random-weights 60% loses more than 5% of perplexity", url="javascript:alert(1)"),
+        claim("absent", "nobody 10% keeps quality within 5%"),
+    ]
+    out = tmp_path_factory.mktemp("claims") / "out"
+    return site.build_site([results], out, cards=cards, descriptions={}, claims=claims).parent
+
+
+def test_claims_have_a_page_with_their_evidence(with_claims: Path, pages: dict[str, Page]) -> None:
+    page = Page(with_claims / "claims.html")
+    assert {"lost", "kept", "absent"} <= set(page.ids)
+    for part in ("REFUTED", "HOLDS", "not measured", "tier S; the paper speaks of tier M", "before the run"):
+        assert part in page.text, part
+    assert "<b>Bold</b>" in page.text and not any(tag == "b" and "Bold" in str(a) for tag, a in page.tags)
+    assert not any(address.startswith("javascript:") for _, address in page.addresses)
+    evidence = [a for tag, a in page.addresses if tag == "a" and a.startswith("cells/")]
+    assert evidence and all((with_claims / address).is_file() for address in evidence)
+    assert "claims.html" not in pages, "no claims, no page"
+    assert ("a", "claims.html") not in pages["index.html"].addresses
+    data = json.loads((with_claims / "data/claims.json").read_text())
+    assert {entry["claim"]: entry["status"] for entry in data} == {
+        "lost": "REFUTED",
+        "kept": "HOLDS",
+        "absent": "not measured",
+    }
+
+
+def test_the_feed_names_results_and_claims(with_claims: Path) -> None:
+    from xml.etree import ElementTree
+
+    root = ElementTree.fromstring((with_claims / "feed.xml").read_text())
+    atom = "{http://www.w3.org/2005/Atom}"
+    titles = [entry.findtext(f"{atom}title") for entry in root.iter(f"{atom}entry")]
+    assert len(titles) == 3 and any(str(title).startswith("REFUTED: ") for title in titles)
+    assert root.findtext(f"{atom}updated") == "2026-01-02T03:04:05Z"
+    links = [link.attrib["href"].partition("#")[0] for link in root.iter(f"{atom}link")]
+    assert all((with_claims / link).is_file() for link in links)
+
+
+def test_one_number_a_method(pages: dict[str, Page], table: pd.DataFrame) -> None:
+    from sparsebench.reports.safe import costs_of_keeping, safe_sparsities
+
+    costs = costs_of_keeping(table)
+    assert "What it costs to keep quality everywhere" in pages["index.html"].text
+    safe = safe_sparsities(table)
+    for cost in costs:
+        mine = [s for s in safe if (s.row["method"], s.row["config"]) == (cost.row["method"], cost.row["config"])]
+        if cost.budget:
+            assert cost.flops is not None and cost.flops < 1
+            assert all(s.largest is not None for s in mine if not s.obstacle), "no task on which nothing is safe"
+    assert any(cost.budget for cost in costs)

@@ -16,6 +16,7 @@ from synthetic_results import (
     SyntheticMethod,
     SyntheticTask,
     Writer,
+    put_again,
     write_suite,
 )
 
@@ -43,7 +44,7 @@ def put(
     shown = metrics or [m.metric for m in cell.record.outcome.metrics]
     values = [MetricValue(metric=m, value=_finite(m.value(frame)), n=int(frame[m.column].notna().sum())) for m in shown]
     new = cell.record.outcome.model_copy(update={"metrics": values, **outcome})
-    writer.store.write(cell.spec, cell.record.model_copy(update={"outcome": new}), cell.environment, frame)
+    put_again(writer.store, cell.spec, cell.record.model_copy(update={"outcome": new}), cell.environment, frame)
 
 
 def _finite(value: float | None) -> float | None:
@@ -331,3 +332,44 @@ def test_rows_on_another_system_are_in_the_gate_of_their_baseline(writer: Writer
     table = collect(writer.store.root)
     tested = table[(table["role"] == "method") & table["headline"]]
     assert set(tested["family_of_tests"]) == {"Holm, 2 tests"}
+
+
+def sweep(writer: Writer, damages: dict[str, list[float]], task: SyntheticTask = PPL) -> pd.DataFrame:
+    """Methods at five levels each, with their own damage at each; the headline rows by label."""
+    base = writer.cell(task, "pruning")
+    frame = base.samples()
+    assert frame is not None
+    for k, (name, each) in enumerate(damages.items()):
+        method = SyntheticMethod(name, "pruning", LEVELS, 0.0)
+        for budget, damage in enumerate(each):
+            noise = np.random.default_rng([k, budget]).normal(damage, 0.3, len(frame))
+            changed = frame.assign(nll=frame["nll"] + noise * frame["nll.weight"])
+            writer.cell(task, "pruning", method=method, budget=budget, baseline=base.id, role="method", frame=changed)
+    table = collect(writer.store.root)
+    return table[table["headline"] & (table["role"] == "method")].set_index("label")
+
+
+def test_hopeless_levels_do_not_make_a_good_one_harder_to_confirm(writer: Writer) -> None:
+    rows = sweep(writer, {"one": [0.0, 2.0, 2.0, 2.0, 2.0], "two": [2.0] * 5})
+    p = rows.loc["one 10%", "p_noninferior"]
+    assert p <= rows.loc["one 10%", "p_kept"] <= 2 * p + 1e-12, "two sequences share alpha, ten rows do not"
+
+
+def test_a_level_above_a_failure_is_not_shown(writer: Writer) -> None:
+    rows = sweep(writer, {"one": [0.0, 2.0, 0.0, 2.0, 2.0]})
+    assert list(rows["verdict"])[:3] == ["non-inferior", "regressed", "inconclusive"]
+    reason = rows.loc["one 30%", "reason"]
+    assert "non-inferior by itself" in reason and "a less sparse level is not shown" in reason
+
+
+def test_seeds_of_a_level_count_as_the_worst_of_them(writer: Writer) -> None:
+    base = writer.cell(PPL, "pruning")
+    frame = base.samples()
+    assert frame is not None
+    for seed, damage in ((0, 0.0), (1, 2.0)):
+        noise = np.random.default_rng(seed).normal(damage, 0.3, len(frame))
+        changed = frame.assign(nll=frame["nll"] + noise * frame["nll.weight"])
+        writer.cell(PPL, "pruning", method=METHOD, baseline=base.id, role="method", frame=changed, seed=seed)
+    table = collect(writer.store.root)
+    kept = table.loc[table["headline"] & (table["role"] == "method"), "p_kept"]
+    assert kept.nunique() == 1 and kept.iloc[0] > 0.05

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import errno
 import http.client
+import time
+import urllib.error
 import urllib.request
+from base64 import b64encode
 from pathlib import Path, PurePosixPath
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote, urlsplit, urlunsplit
 
 from sparsebench.data.cache import cache_folder, publish, staging
 from sparsebench.data.digests import sha256_file
 from sparsebench.errors import IntegrityError, MissingError
+from sparsebench.redaction import public_address
 
 #: What a download may hold, in bytes.
 SIZE_LIMIT = 16 << 30
 
 _CHUNK = 1 << 20
 _SILENCE_SECONDS = 30
+_PAUSES = (1.0, 4.0)
+"""Seconds before each further try."""
 
 
 def fetch_url(url: str, sha256: str) -> Path:
@@ -35,7 +42,8 @@ def fetch_url(url: str, sha256: str) -> Path:
     with staging(target.parent) as stage:
         actual = _download(url, stage / target.name)
         if actual != sha256.lower():
-            raise IntegrityError(f"{url} has sha256 {actual}, expected {sha256.lower()}", "the file there was changed")
+            message = f"{public_address(url)} has sha256 {actual}, expected {sha256.lower()}"
+            raise IntegrityError(message, "the file there was changed")
         return publish(stage / target.name, target)
 
 
@@ -51,20 +59,61 @@ def has_url(url: str, sha256: str) -> bool:
 
 
 def _download(url: str, path: Path) -> str:
-    """Download to a new file and return its sha256."""
-    hint = f"check the network, or put the file at {_hint_place(path)} by hand"
-    request = urllib.request.Request(url, headers={"User-Agent": "sparsebench"})
-    size = 0
-    try:
-        with urllib.request.urlopen(request, timeout=_SILENCE_SECONDS) as answer, path.open("wb") as file:
-            while chunk := answer.read(_CHUNK):
-                size += len(chunk)
-                if size > SIZE_LIMIT:
-                    raise MissingError(f"{url} is larger than {SIZE_LIMIT} bytes", hint)
-                file.write(chunk)
-    except (OSError, http.client.HTTPException) as error:
-        raise MissingError(f"{url} cannot be fetched: {error}", hint) from error
-    return sha256_file(path)
+    """Download to a new file and return its sha256; a connection that breaks is tried again."""
+    pauses = list(_PAUSES)
+    while True:
+        try:
+            _copy(url, path)
+            return sha256_file(path)
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            if not pauses or _final(error):
+                raise MissingError(f"{public_address(url)} cannot be fetched: {error}", _hint(path)) from error
+        time.sleep(pauses.pop(0))
+
+
+def _final(error: Exception) -> bool:
+    """Whether trying again is of no use: no such host, no such file, no room."""
+    if isinstance(error, urllib.error.HTTPError):
+        return error.code < 500
+    no_room = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
+    return no_room or isinstance(error, urllib.error.URLError | ValueError)
+
+
+def _copy(url: str, path: Path) -> None:
+    """Write what is at a URL to a file.
+
+    Raises:
+        MissingError: It is too large.
+        OSError: The connection broke, or ended before all was there; or the disk is full.
+    """
+    with urllib.request.urlopen(_request(url), timeout=_SILENCE_SECONDS) as answer, path.open("wb") as file:
+        length = answer.headers.get("Content-Length", "")
+        announced = int(length) if length.isdecimal() else None
+        size = announced or 0
+        left = SIZE_LIMIT
+        while size <= SIZE_LIMIT and (chunk := answer.read(min(_CHUNK, left + 1))):
+            left -= len(chunk)
+            size = max(size, SIZE_LIMIT - left)
+            file.write(chunk)
+        if size > SIZE_LIMIT:
+            raise MissingError(f"{public_address(url)} is larger than {SIZE_LIMIT} bytes", _hint(path))
+        if announced is not None and file.tell() < announced:
+            raise ConnectionError(f"it ended after {file.tell()} of {announced} bytes")
+
+
+def _request(url: str) -> urllib.request.Request:
+    """A request; a name and password in the address become a header, which no other host is sent."""
+    parts = urlsplit(url)
+    plain = urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
+    request = urllib.request.Request(plain, headers={"User-Agent": "sparsebench"})
+    if parts.username is not None:
+        pair = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
+        request.add_unredirected_header("Authorization", f"Basic {b64encode(pair.encode()).decode()}")
+    return request
+
+
+def _hint(path: Path) -> str:
+    return f"check the network, or put the file at {_hint_place(path)} by hand"
 
 
 def _hint_place(path: Path) -> Path:

@@ -21,6 +21,7 @@ from packaging.utils import canonicalize_name
 from packaging.version import InvalidVersion, Version
 
 from sparsebench.errors import InputError
+from sparsebench.redaction import public_address
 
 FORMS = (
     "pypi:package==version#path/in/wheel",
@@ -88,13 +89,16 @@ class PathReference:
 
 @dataclass(frozen=True)
 class UrlReference:
-    """One file of the web, named by where it is and what it is."""
+    """One file of the web, named by where it is and what it is.
+
+    `url` may have a password or a signature, with which it is fetched; the canonical text leaves them out.
+    """
 
     url: str
     sha256: str
 
     def __str__(self) -> str:
-        return f"url:{self.url}#sha256={self.sha256}"
+        return f"url:{public_address(self.url)}#sha256={self.sha256}"
 
 
 Reference = PypiReference | HubReference | PathReference | UrlReference

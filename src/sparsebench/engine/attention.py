@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
+from sparsebench.engine import blocked
 from sparsebench.errors import InputError
 
 if TYPE_CHECKING:
@@ -94,6 +95,9 @@ def attend_dense(view: AttentionView) -> torch.Tensor:
         return attend_masked(view, view.visible())
     whole = view.window is None or view.key.shape[2] <= view.window
     if view.aligned and whole:
+        if blocked.suits(view.query, masked=False):
+            last = torch.arange(view.query.shape[2])
+            return blocked.attend(view.query, view.key, view.value, view.scaling, last)
         return scaled_dot_product_attention(
             view.query, view.key, view.value, is_causal=True, scale=view.scaling, enable_gqa=view.group > 1
         )
@@ -109,12 +113,18 @@ def attend_masked(view: AttentionView, keep: torch.Tensor) -> torch.Tensor:
     """
     if view.softcap is not None or view.sinks is not None:
         return _attend_explicitly(view, keep)
-    rows, heads, queries, _ = view.query.shape
-    if queries == 1 and view.group > 1 and keep.shape[1] == 1:
+    if blocked.suits(view.query, masked=True):
+        last = view.positions.amax(dim=0).cummax(dim=0).values.clamp(min=0)
+        return blocked.attend(view.query, view.key, view.value, view.scaling, last, keep)
+    rows, heads, queries, dim = view.query.shape
+    if queries == 1 and view.group > 1:
         # One query: the heads of a group are queries of the same key head, and nothing is repeated.
-        folded = view.query.reshape(rows, -1, view.group, view.query.shape[-1])
+        kv_heads = heads // view.group
+        folded = view.query.reshape(rows, kv_heads, view.group, dim)
+        if keep.shape[1] == heads:
+            keep = keep.reshape(rows, kv_heads, view.group, -1)
         out = scaled_dot_product_attention(folded, view.key, view.value, attn_mask=keep, scale=view.scaling)
-        return out.reshape(rows, heads, 1, -1)
+        return torch.nan_to_num(out.reshape(rows, heads, 1, -1))
     out = scaled_dot_product_attention(
         view.query, view.key, view.value, attn_mask=keep, scale=view.scaling, enable_gqa=view.group > 1
     )

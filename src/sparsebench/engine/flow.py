@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
+import numpy as np
 import torch
 
 from sparsebench.engine.attention import AttentionPolicy, AttentionView, attend_dense
@@ -164,18 +165,25 @@ class Lanes:
         self.lengths = torch.zeros(0, dtype=torch.long)
         self.states: list[list[dict[Any, Any]]] = []
 
-    def load(self, store: KeyValueStore, lane: int, slots: torch.Tensor) -> None:
-        """Copy a sequence's keys and values from the store into a lane."""
+    def load(self, store: KeyValueStore, places: list[int], slots: list[np.ndarray]) -> None:
+        """Copy the keys and values of sequences, each in slots of the store, into lanes."""
+        if not places:
+            return
+        width = max(len(own) for own in slots)
+        padded = np.stack([np.pad(own, (0, width - len(own)), mode="edge") for own in slots])
         for layer in store.layers:
-            keys, values = store.layer(layer)
+            pair = store.layer(layer)
             if layer not in self._layers:
-                self._layers[layer] = (
-                    keys.new_zeros((self.lanes, keys.shape[1], self.capacity, keys.shape[2])),
-                    values.new_zeros((self.lanes, values.shape[1], self.capacity, values.shape[2])),
-                )
-            lane_keys, lane_values = self._layers[layer]
-            lane_keys[lane, :, : len(slots)] = keys[slots].transpose(0, 1)
-            lane_values[lane, :, : len(slots)] = values[slots].transpose(0, 1)
+                key, value = (x.new_zeros((self.lanes, x.shape[1], self.capacity, x.shape[2])) for x in pair)
+                self._layers[layer] = (key, value)
+            source = torch.from_numpy(padded).to(pair[0].device)
+            target = torch.tensor(places, device=pair[0].device)
+            for lane, kept in zip(self._layers[layer], pair, strict=True):
+                lane[target, :, :width] = kept[source].transpose(1, 2)
+
+    def layer(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """All keys and values of a layer, each [lanes, kv_heads, capacity, dim]."""
+        return self._layers[layer]
 
     def step(self, active: torch.Tensor, lengths: torch.Tensor, states: list[list[dict[Any, Any]]]) -> None:
         """The next step feeds one token to each lane of `active`, [n]; `lengths` counts it already."""
@@ -217,6 +225,23 @@ class Lanes:
         return out[:, :, 0][None]
 
 
+class Rows(Protocol):
+    """How attention sees the flat tokens of a pass."""
+
+    def attend(
+        self,
+        policy: AttentionPolicy | None,
+        layer: int,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        scaling: float,
+        options: dict[str, Any],
+    ) -> torch.Tensor:
+        """The output of all tokens; query [1, heads, tokens, dim] in, [1, tokens, heads, value_dim] out."""
+        ...
+
+
 @dataclass
 class Flow:
     """The state of one forward pass; hooks and the attention function read it.
@@ -230,7 +255,7 @@ class Flow:
     """
 
     policy: AttentionPolicy | None = None
-    rows: PackedRows | Lanes | None = None
+    rows: Rows | None = None
     decode: torch.Tensor | None = None
     positions: torch.Tensor | None = None
     prompts: torch.Tensor | None = None

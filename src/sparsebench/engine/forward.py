@@ -12,6 +12,7 @@ import torch
 
 from sparsebench.engine.attention import engaged
 from sparsebench.engine.flow import MASK_ELEMENTS, Flow, KeyValueStore, Lanes, PackedRows, RowBatch
+from sparsebench.engine.reuse import Prefills, name_of
 from sparsebench.engine.trie import Node
 
 if TYPE_CHECKING:
@@ -80,7 +81,43 @@ class TreeRun:
             self.run_chunk(chunk, on_logits)
 
     def run_chunk(self, chunk: list[int], on_logits: OnLogits) -> None:
-        """One forward pass; keys that nobody needs any more are given back."""
+        """One forward pass, or two where prefill can be kept; keys that nobody needs any more are given back."""
+        prefill = [i for i in chunk if not self.nodes[i].decode]
+        kept = Prefills.of(self.system)
+        if kept is not None and prefill and all(self.wanted[i] is None for i in prefill):
+            self._prefill(kept, prefill)
+            decode = [i for i in chunk if self.nodes[i].decode]
+            if decode:
+                self._forward(decode, on_logits)
+        else:
+            self._forward(chunk, on_logits)
+        self._release(chunk)
+
+    def _prefill(self, kept: Prefills, chunk: list[int]) -> None:
+        """Run nodes of which no logits are wanted, unless they ran before."""
+        nodes, counters = [self.nodes[i] for i in chunk], self.system.counters
+        name = name_of([[self.nodes[i].tokens for i in self.path(index)] for index in chunk])
+        found = kept.get(name)
+        if found is None:
+            before = dict(counters.sums)
+            self._forward(chunk, lambda places, logits: None, keep=True)
+            if not any(node.state for node in nodes):  # what a method remembers is its own
+                counts = {key: total - before.get(key, 0.0) for key, total in counters.sums.items()}
+                kept.keep(name, self.store, self._slots(nodes), counts)
+            return
+        for node in nodes:
+            node.slots = np.asarray(self.store.take(len(node.tokens)))
+        slots = self._slots(nodes)
+        for layer, (key, value) in found.layers.items():
+            self.store.write(layer, slots, key, value)
+        for count, amount in found.counts.items():
+            counters.add(count, amount)
+
+    def _slots(self, nodes: list[Node]) -> torch.Tensor:
+        slots = np.concatenate([node.slots for node in nodes if node.slots is not None])
+        return torch.from_numpy(slots).to(self.system.device)
+
+    def _forward(self, chunk: list[int], on_logits: OnLogits, keep: bool = False) -> None:
         system, nodes = self.system, [self.nodes[i] for i in chunk]
         device = system.device
         sizes = [len(node.tokens) for node in nodes]
@@ -93,10 +130,9 @@ class TreeRun:
         prompts = np.concatenate([np.full(len(node.tokens), node.prompt) for node in nodes])
         batches = self._batches(nodes, starts)
         # Rows that do not lie in one piece in the chunk are read from the store, even where nothing is shared.
-        keep = self.keep_leaves or any(node.parent >= 0 or node.uses for node in nodes)
+        keep = keep or self.keep_leaves or any(node.parent >= 0 or node.uses for node in nodes)
         keep = keep or any(batch.span is None for batch in batches)
-        slots = torch.from_numpy(np.concatenate([node.slots for node in nodes if node.slots is not None])).to(device)
-        rows = PackedRows(batches, self.store, slots, keep)
+        rows = PackedRows(batches, self.store, self._slots(nodes), keep)
         flow = Flow(
             system.policy, rows, torch.from_numpy(phase).to(device), positions, torch.from_numpy(prompts).to(device)
         )
@@ -111,7 +147,6 @@ class TreeRun:
         if len(scored):
             each = zip(chunk, offsets, strict=True)
             on_logits([(i, int(o)) for i, offset in each if offset is not None for o in offset], logits)
-        self._release(chunk)
 
     def path(self, index: int) -> list[int]:
         """Nodes from the root to `index`."""
@@ -131,7 +166,7 @@ class TreeRun:
         node = self.nodes[index]
         while node.uses <= 0 and node.slots is not None:
             self.store.give_back(node.slots.tolist())
-            node.slots = None
+            node.slots, node.state = None, {}
             if node.parent < 0:
                 return
             node = self.nodes[node.parent]
@@ -146,10 +181,10 @@ class TreeRun:
     def _batches(self, nodes: list[Node], starts: np.ndarray) -> list[RowBatch]:
         rows = []
         for node, start in zip(nodes, starts, strict=False):
-            rows.append((node.decode, node.start == 0, len(node.tokens), node.end, int(start), node))
+            rows.append((self._depth_in_decode(node), node.start == 0, len(node.tokens), node.end, int(start), node))
         rows.sort(key=lambda row: row[:5])
         batches: list[RowBatch] = []
-        group: list[tuple[bool, bool, int, int, int, Node]] = []
+        group: list[tuple[int, bool, int, int, int, Node]] = []
         real = 0
         for row in rows:
             queries, keys = max([row[2], *(r[2] for r in group)]), max([row[3], *(r[3] for r in group)])
@@ -165,7 +200,20 @@ class TreeRun:
             batches.append(self._batch(group))
         return batches
 
-    def _batch(self, group: list[tuple[bool, bool, int, int, int, Node]]) -> RowBatch:
+    def _depth_in_decode(self, node: Node) -> int:
+        """0 in prefill; in decode 1 for the first node of a sequence, 2 for its child and so on.
+
+        Prefill is attended before decode and parents before children: what a method remembers of a sequence is there.
+        """
+        count = 0
+        while node.decode:
+            count += 1
+            if node.parent < 0:
+                break
+            node = self.nodes[node.parent]
+        return count
+
+    def _batch(self, group: list[tuple[int, bool, int, int, int, Node]]) -> RowBatch:
         device = self.system.device
         queries, keys = max(row[2] for row in group), max(row[3] for row in group)
         tokens = np.zeros((len(group), queries), dtype=np.int64)
@@ -186,7 +234,7 @@ class TreeRun:
             torch.from_numpy(slots).to(device),
             torch.from_numpy(positions).to(device),
             torch.tensor([row[3] for row in group], device=device),
-            group[0][0],
+            group[0][0] > 0,
             aligned,
             span,
             [self._states(row[5]) for row in group],

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from sparsebench.engine import trie
+from sparsebench.engine.correction import Correction, Verdict, Window, count_moved, count_spared, verdicts
 from sparsebench.engine.flow import Lanes
 from sparsebench.engine.forward import TreeRun, step
 from sparsebench.engine.scoring import NOT_FINITE
@@ -56,7 +57,11 @@ class Prompt:
 class _Lane:
     request: int
     node: int
-    generated: list[int] = field(default_factory=list)
+    generated: list[int]
+    dense: int
+    """Positions whose keys the dense model computed, where it corrects."""
+    states: list[dict[Any, Any]] = field(default_factory=list)
+    """What a method remembers of the prompt's nodes, and last of this text alone."""
 
 
 class Generator:
@@ -92,8 +97,7 @@ class Generator:
                     exhausted = True
                     break
                 self._prefill(chunk, waiting)
-            while waiting and free:
-                self._admit(lanes, free, active, *waiting.popleft())
+            self._admit(lanes, free, active, waiting)
             if not active:
                 if exhausted and not waiting:
                     return self.texts
@@ -109,15 +113,25 @@ class Generator:
         self.run_tree.run_chunk(chunk, first_tokens)
 
     def _admit(
-        self, lanes: Lanes, free: deque[int], active: dict[int, _Lane], request: int, node: int, token: int
+        self, lanes: Lanes, free: deque[int], active: dict[int, _Lane], waiting: deque[tuple[int, int, int]]
     ) -> None:
-        lane = _Lane(request, node, [token])
-        if not self._finished(lane):
-            place = free.popleft()
-            slots = torch.from_numpy(self.run_tree.slots_of(node)).to(self.system.device)
-            lanes.load(self.run_tree.store, place, slots)
-            active[place] = lane
-        self._leave(lane)
+        """Give free lanes to sequences that wait; those whose first token ends them need none."""
+        places: list[int] = []
+        while waiting and free:
+            request, node, token = waiting.popleft()
+            lane = _Lane(request, node, [token], self.prompts[request].prefill)
+            if self.system.correction is not None or not self._finished(lane):
+                places.append(free.popleft())
+                active[places[-1]] = lane
+                lane.states = [*(self.nodes[i].state for i in self.run_tree.path(node)), {}]
+            else:
+                self._leave(lane)
+        slots = [self.run_tree.slots_of(active[place].node) for place in places]
+        lanes.load(self.run_tree.store, places, slots)
+        for place in places:
+            self._leave(active[place])
+        if self.system.correction is not None:
+            self._settle(lanes, free, active, places)
 
     def _leave(self, lane: _Lane) -> None:
         """The keys of a prompt are in its lane, or not needed: the tree may drop them."""
@@ -135,16 +149,61 @@ class Generator:
         lengths = torch.tensor(
             [len(p.tokens) + len(lane.generated) for p, lane in zip(prompts, current, strict=True)], device=device
         )
-        states = [[self.nodes[i].state for i in self.run_tree.path(lane.node)] for lane in current]
-        lanes.step(torch.tensor(places, device=device), lengths, states)
+        lanes.step(torch.tensor(places, device=device), lengths, [lane.states for lane in current])
         self.system.count_decode(lengths)
         logits = step(self.system, lanes, ids, lengths, torch.tensor([p.prefill for p in prompts], device=device))
         chosen = self._choose(logits, [lane.request for lane in current])
-        for place, lane, token in zip(places, current, chosen, strict=True):
+        for lane, token in zip(current, chosen, strict=True):
             lane.generated.append(token)
-            if self._finished(lane):
+        self._settle(lanes, free, active, places)
+
+    def _settle(self, lanes: Lanes, free: deque[int], active: dict[int, _Lane], places: list[int]) -> None:
+        """Correct what a method that corrects asks for, and free the lanes of sequences that have ended."""
+        if self.system.correction is not None:
+            self._correct(lanes, active, self.system.correction, places)
+        for place in places:
+            if self._finished(active[place]):
                 del active[place]
                 free.append(place)
+
+    def _correct(self, lanes: Lanes, active: dict[int, _Lane], policy: Correction, places: list[int]) -> None:
+        """Let the dense model judge windows that are full, and what sequences end with."""
+        due = [place for place in places if self._due(active[place], policy)]
+        if not due:
+            return
+        windows = [self._window(place, active[place]) for place in due]
+        found = verdicts(self.system, lanes, windows, policy)
+        for place, window, verdict in zip(due, windows, found, strict=True):
+            self._follow(active[place], window, verdict)
+
+    def _due(self, lane: _Lane, policy: Correction) -> bool:
+        prompt = self.prompts[lane.request]
+        length = len(prompt.tokens) + len(lane.generated)
+        if lane.dense == length - 1:  # the dense model itself chose the last token
+            return False
+        unread = length - max(lane.dense, len(prompt.tokens))
+        return unread >= policy.every or ended(self.system, prompt, lane.generated) is not None
+
+    def _window(self, place: int, lane: _Lane) -> Window:
+        prompt = self.prompts[lane.request].tokens
+        tokens = [*prompt, *lane.generated][lane.dense :]
+        return Window(place, tokens, lane.dense, max(1, len(prompt) - lane.dense))
+
+    def _follow(self, lane: _Lane, window: Window, verdict: Verdict) -> None:
+        """Take back what was refused, and go on with the dense model's own choice."""
+        refused = len(window.tokens) - verdict.kept
+        if not refused and ended(self.system, self.prompts[lane.request], lane.generated) is not None:
+            lane.dense = window.end
+            return
+        if refused:
+            self.system.counters.add("decode.correction.replaced", 1)
+            self.system.counters.add("decode.correction.taken_back", refused)
+            del lane.generated[-refused:], self.tokens[lane.request][-refused:]
+            count_moved(self.system, range(window.end - refused, window.end - 1))
+        else:
+            count_spared(self.system, window.end - 1)
+        lane.generated += self._choose(verdict.logits[None], [lane.request])
+        lane.dense = window.start + verdict.kept
 
     def _choose(self, logits: torch.Tensor, requests: list[int]) -> list[int]:
         prompts = [self.prompts[request] for request in requests]

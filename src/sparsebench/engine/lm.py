@@ -211,10 +211,12 @@ class SparseLM(TemplateLM):  # type: ignore[misc]
         return Scored(tokens, min(len(answer), len(tokens) - 1), self._prefill(kept, context))
 
     def _prefill(self, prompt: int, context: int | None) -> int:
-        """Tokens that run as prefill: the prompt; under a method that acts in decode the context only."""
+        """Tokens that run as prefill: the prompt; under a method that acts in decode the context, or all but one."""
         if not self.system.decode_from_context_end:
             return prompt
-        return min(context, prompt - 1) if context is not None else prompt - 1
+        if context is None or self.system.whole_prompt:
+            return prompt - 1
+        return min(context, prompt - 1)
 
     def _context_tokens(self, request: Instance, prompt: Sequence[int]) -> int | None:
         """Tokens of the prompt up to the end of the document's context; None where there is none."""

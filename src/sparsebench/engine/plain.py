@@ -17,7 +17,7 @@ import torch
 
 from sparsebench.engine.flow import Flow
 from sparsebench.engine.generation import Prompt, choose, ended
-from sparsebench.engine.scoring import LOGIT_ROWS, Scored, TokenScores
+from sparsebench.engine.scoring import Scored, TokenScores, logprobs_of
 
 if TYPE_CHECKING:
     from sparsebench.systems.causal_lm import CausalLM
@@ -35,13 +35,11 @@ def score(system: CausalLM, requests: Sequence[Scored]) -> list[TokenScores]:
             logits = _last_logits(system, torch.from_numpy(ids).to(system.device), count)
         for row, index in enumerate(batch):
             request = requests[index]
-            for first in range(0, request.scored, LOGIT_ROWS):
-                part = slice(first, min(first + LOGIT_ROWS, request.scored))
-                own = logits[row, count - request.scored :][part]
-                targets = torch.tensor(request.tokens[len(request.tokens) - request.scored :][part]).to(own.device)
-                logprobs = torch.log_softmax(own.float(), dim=-1)
-                results[index].logprobs[part] = logprobs.gather(1, targets[:, None])[:, 0].double().cpu()
-                results[index].greedy[part] = (logprobs.argmax(dim=-1) == targets).cpu()
+            own = logits[row, count - request.scored :]
+            targets = torch.tensor(request.tokens[len(request.tokens) - request.scored :]).to(own.device)
+            values, best = logprobs_of(own, torch.arange(request.scored, device=own.device), targets)
+            results[index].logprobs[:] = values.cpu()
+            results[index].greedy[:] = (best == targets).cpu()
             phases = np.arange(ids.shape[1])[ids.shape[1] - request.scored :] >= request.prefill
             for phase, chosen in (("prefill", ~phases), ("decode", phases)):
                 if chosen.any():

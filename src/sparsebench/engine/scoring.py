@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from sparsebench.systems.causal_lm import CausalLM
 
 NOT_FINITE = "the model's logits are no finite numbers"
-LOGIT_ROWS = 512
-"""Rows of logits that are turned into float32 log-probabilities at a time."""
+LOGITS = {"cpu": 2**20, "cuda": 2**26}
+"""Logits that are turned into float32 log-probabilities at a time, by type of device: what its cache likes."""
 
 
 @dataclass(frozen=True)
@@ -81,24 +81,37 @@ def _score_packed(system: CausalLM, requests: Sequence[Scored]) -> list[TokenSco
     run = TreeRun(system, nodes, wanted)
 
     def collect(places: list[tuple[int, int]], logits: torch.Tensor) -> None:
-        for first in range(0, len(places), LOGIT_ROWS):
-            part = torch.log_softmax(logits[first : first + LOGIT_ROWS].float(), dim=-1)
-            asked = [
-                (row, *target)
-                for row, (node, offset) in enumerate(places[first : first + LOGIT_ROWS])
-                for target in targets[node][offset]
-            ]
-            rows, tokens = (
-                torch.tensor(x, device=part.device) for x in zip(*((a[0], a[3]) for a in asked), strict=True)
-            )
-            values = part[rows, tokens].double().tolist()
-            greedy = (part.argmax(dim=-1)[rows] == tokens).tolist()
-            for (_, request, place, _), value, first_choice in zip(asked, values, greedy, strict=True):
-                results[request].logprobs[place] = value
-                results[request].greedy[place] = first_choice
+        asked = [(row, *target) for row, (node, offset) in enumerate(places) for target in targets[node][offset]]
+        rows, tokens = (torch.tensor(x, device=logits.device) for x in zip(*((a[0], a[3]) for a in asked), strict=True))
+        values, best = logprobs_of(logits, rows, tokens)
+        greedy = (best[rows] == tokens).tolist()
+        for (_, request, place, _), value, first_choice in zip(asked, values.tolist(), greedy, strict=True):
+            results[request].logprobs[place] = value
+            results[request].greedy[place] = first_choice
 
     run.run(collect)
     return results
+
+
+def logprobs_of(logits: torch.Tensor, rows: torch.Tensor, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log-probabilities, computed in float32, of one token in some rows of logits.
+
+    Args:
+        logits: [n, vocabulary].
+        rows: Rows that are asked for, rising, [k].
+        tokens: A token in each of them, [k].
+
+    Returns:
+        The natural-log probabilities, float64 [k], and the first choice in every row, int64 [n].
+    """
+    step = max(1, LOGITS.get(logits.device.type, LOGITS["cuda"]) // logits.shape[1])
+    normalisers, best = [], []
+    for first in range(0, len(logits), step):
+        exact = logits[first : first + step].float()
+        normalisers.append(exact.logsumexp(dim=-1))
+        best.append(exact.argmax(dim=-1))
+    values = logits[rows, tokens].float() - torch.cat(normalisers)[rows]
+    return values.double(), torch.cat(best)
 
 
 def _targets(

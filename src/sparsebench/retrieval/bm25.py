@@ -55,6 +55,16 @@ class Analyser:
         Raises:
             InputError: There is no such list of stop words.
         """
+        rows, numbers = self.numbered(texts)
+        term = {number: term for term, number in numbers.items()}
+        return [[term[number] for number in row] for row in rows]
+
+    def numbered(self, texts: Sequence[str]) -> tuple[list[list[int]], dict[str, int]]:
+        """The terms of each text as numbers, and the number of each term; which is which differs from run to run.
+
+        Raises:
+            InputError: There is no such list of stop words.
+        """
         import bm25s
         import Stemmer
 
@@ -65,12 +75,12 @@ class Analyser:
                 token_pattern=self.pattern,
                 stopwords=self.stopwords,
                 stemmer=stemmer,
-                return_ids=False,
+                return_ids=True,
                 show_progress=False,
             )
         except ValueError as error:
             raise InputError(f"stop words {self.stopwords!r}: {error}") from error
-        return list(tokens)
+        return tokens.ids, tokens.vocab
 
 
 @dataclass(frozen=True)
@@ -120,12 +130,12 @@ class BM25Index:
 
     def __init__(self, config: BM25, documents: Sequence[str]) -> None:
         self.config = config
-        analysed = config.analyser.terms(documents)
+        analysed, numbers = config.analyser.numbered(documents)
         # Sorted, so that sums of weights have one order in every process: sets of strings have none.
-        self._vocabulary = {term: number for number, term in enumerate(sorted(set().union(*analysed)))}
+        self._vocabulary = {term: number for number, term in enumerate(sorted(numbers))}
         if not self._vocabulary:
             raise InputError("BM25: no document has a term", "is the analyser right for this language?")
-        self.weights = self._weights(analysed)
+        self.weights = self._weights(analysed, [numbers[term] for term in self._vocabulary])
         self._inverted = InvertedIndex(self.weights)
 
     @property
@@ -150,19 +160,19 @@ class BM25Index:
         """The k best documents of each query among those that have one of its terms; see `InvertedIndex.search`."""
         return self._inverted.search(self.encode_queries(queries), k)
 
-    def _weights(self, analysed: Sequence[Sequence[str]]) -> CSR:
-        """The weight of each term in each document, `float32 [documents, terms]`."""
+    def _weights(self, analysed: Sequence[Sequence[int]], order: Sequence[int]) -> CSR:
+        """The weight of each term in each document, `float32 [documents, terms]`, the terms in some order."""
         import bm25s
 
         scorer = bm25s.BM25(k1=self.config.k1, b=self.config.b, method=self.config.method)
         scores = scorer.build_index_from_ids(
-            unique_token_ids=list(self._vocabulary.values()),
-            corpus_token_ids=[[self._vocabulary[term] for term in terms] for terms in analysed],
+            unique_token_ids=list(range(len(order))),
+            corpus_token_ids=analysed,
             show_progress=False,
         )
         by_term = sparse.csc_array(
             (scores["data"], scores["indices"], scores["indptr"]), shape=(len(analysed), len(self._vocabulary))
         )
-        weights = by_term.tocsr()
+        weights = by_term[:, order].tocsr()
         weights.eliminate_zeros()
         return weights

@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, Literal, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,9 @@ from scipy import sparse
 
 from sparsebench.errors import InputError, MissingError, UnknownNameError
 from sparsebench.retrieval.sparse_vectors import CSR, csr, keep_largest
+
+if TYPE_CHECKING:
+    from sparsebench.retrieval.late_interaction import Staged
 
 Dtype: TypeAlias = Literal["float32", "bfloat16", "float16"]
 _DTYPES = ("float32", "bfloat16", "float16")
@@ -157,14 +160,19 @@ class StaticQueryEncoder:
         self.weights = np.asarray(weights, dtype=np.float32)
 
     @classmethod
-    def from_file(cls, tokenizer: Any, path: Path) -> StaticQueryEncoder:
+    def from_file(cls, tokenizer: Any, path: Path, terms: int | None = None) -> StaticQueryEncoder:
         """Weights from a JSON file `{wordpiece: weight}`, as released with inference-free encoders; others weigh 0.
+
+        Args:
+            tokenizer: The document encoder's tokenizer.
+            path: The file.
+            terms: Size of the document encoder's vocabulary, where it is more than the tokenizer's.
 
         Raises:
             InputError: The file holds something else, or a wordpiece that the tokenizer does not have.
         """
         vocabulary = tokenizer.get_vocab()
-        weights = np.zeros(max(vocabulary.values()) + 1, dtype=np.float32)
+        weights = np.zeros(max(terms or 0, max(vocabulary.values()) + 1), dtype=np.float32)
         try:
             for piece, weight in json.loads(path.read_text(encoding="utf-8")).items():
                 weights[vocabulary[piece]] = weight
@@ -239,13 +247,37 @@ class DenseEncoder:
         """Query vectors, `float32 [texts, dimensions]`."""
         return self._encode(self._model.encode_query, texts)
 
+    def encode_document_tokens(self, texts: Sequence[str]) -> Encoded[Staged]:
+        """Document vectors with those of their tokens, of unit length, special tokens included."""
+        return self._encode_tokens(self._model.encode_document, texts)
+
+    def encode_query_tokens(self, texts: Sequence[str]) -> Encoded[Staged]:
+        """Query vectors with those of their tokens, of unit length, special tokens included."""
+        return self._encode_tokens(self._model.encode_query, texts)
+
     def _encode(self, encode: Any, texts: Sequence[str]) -> Encoded[NDArray[np.float32]]:
-        lengths = [len(ids) for ids in _tokenise(self._model.tokenizer, texts, None)[0]]
-        read = [min(length, self.max_length) for length in lengths]
+        read, truncated = self._lengths(texts)
         start = time.perf_counter()
         vectors = encode(list(texts), batch_size=self.batch_size, convert_to_tensor=True, show_progress_bar=False)
         dense = vectors.float().cpu().numpy()
-        return Encoded(dense, time.perf_counter() - start, sum(read), sum(map(int.__gt__, lengths, read)))
+        return Encoded(dense, time.perf_counter() - start, read, truncated)
+
+    def _encode_tokens(self, encode: Any, texts: Sequence[str]) -> Encoded[Staged]:
+        from sparsebench.retrieval.late_interaction import Staged, TokenVectors
+
+        read, truncated = self._lengths(texts)
+        start = time.perf_counter()
+        found = encode(list(texts), batch_size=self.batch_size, output_value=None, show_progress_bar=False)
+        coarse = np.stack([text["sentence_embedding"].float().cpu().numpy() for text in found])
+        rows = [text["token_embeddings"][text["attention_mask"].bool()].float().cpu().numpy() for text in found]
+        fine = TokenVectors.of(rows)
+        return Encoded(Staged(coarse, fine), time.perf_counter() - start, read, truncated)
+
+    def _lengths(self, texts: Sequence[str]) -> tuple[int, int]:
+        """Tokens that are read of all texts together, and how many texts are cut."""
+        lengths = [len(ids) for ids in _tokenise(self._model.tokenizer, texts, None)[0]]
+        read = [min(length, self.max_length) for length in lengths]
+        return sum(read), sum(map(int.__gt__, lengths, read))
 
 
 def _tokenise(tokenizer: Any, texts: Iterable[str], max_length: int | None) -> tuple[list[list[int]], int]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,14 +36,25 @@ class Index(Protocol):
         """The k best documents of each query, fewer where there are fewer."""
 
 
+@runtime_checkable
+class TieredIndex(Index, Protocol):
+    """An index of which a part lies on disk; `nbytes` is the part in memory."""
+
+    @property
+    def disk_bytes(self) -> int:
+        """Bytes on disk."""
+
+
 class InvertedIndex:
     """Exact search over sparse vectors by the postings of the query's terms.
 
     Args:
-        docs: Document vectors, `float32 [documents, terms]`.
+        docs: Document vectors, `[documents, terms]`: float32, or whole numbers that `scale` makes weights of.
+        scale: What one unit of a stored weight is worth.
     """
 
-    def __init__(self, docs: CSR) -> None:
+    def __init__(self, docs: CSR, scale: float = 1.0) -> None:
+        self._scale = np.float32(scale)
         self.size: int = docs.shape[0]
         self._postings = compact(docs.T.tocsr())
         self._postings.sort_indices()
@@ -75,7 +86,7 @@ class InvertedIndex:
         rows, touched = [], []
         for begin, end in pairwise(queries.indptr.tolist()):
             terms = queries.indices[begin:end]
-            scores = queries.data[begin:end].astype(np.float32, copy=False) @ self._postings[terms]
+            scores = (queries.data[begin:end] * self._scale).astype(np.float32, copy=False) @ self._postings[terms]
             found = np.flatnonzero(scores > 0)
             rows.append(best(scores[found], k, found))
             touched.append(int(self._lengths[terms].sum()))

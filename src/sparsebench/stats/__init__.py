@@ -7,7 +7,8 @@ answered:
 - `comparison`, `verdict`: what a comparison holds, and the rules of the four verdicts
 - `value`: one system by itself: the interval of its value, and whether it is above chance
 - `safe`: the largest safe level by fixed-sequence testing; "on all tasks" by intersection-union
-- `multiplicity`: Holm and Benjamini-Hochberg
+- `multiplicity`: Holm, Holm over fixed sequences, and Benjamini-Hochberg
+- `limits`: a loss against a limit that is claimed: below it, above it, or neither
 - `power`, `design`: minimum detectable effects, required samples, and what clustering costs
 - `breakpoint`, `curves`: whether and where a curve has a knee
 - `trend`: scaling trends with a hold-out
@@ -22,8 +23,9 @@ from sparsebench.stats.breakpoint import Breakpoint, find_breakpoint
 from sparsebench.stats.compare import compare, compare_many
 from sparsebench.stats.comparison import Comparison, Margin
 from sparsebench.stats.design import design_effect
+from sparsebench.stats.limits import Limit, LossAgainst, loss_against
 from sparsebench.stats.mcnemar import McNemar, mcnemar
-from sparsebench.stats.multiplicity import benjamini_hochberg, holm
+from sparsebench.stats.multiplicity import benjamini_hochberg, holm, holm_of_sequences
 from sparsebench.stats.power import (
     mde_binary,
     mde_continuous,
@@ -40,6 +42,8 @@ __all__ = [
     "Breakpoint",
     "Comparison",
     "LargestSafe",
+    "Limit",
+    "LossAgainst",
     "Margin",
     "McNemar",
     "Signal",
@@ -52,8 +56,10 @@ __all__ = [
     "find_breakpoint",
     "fit_trend",
     "holm",
+    "holm_of_sequences",
     "intersection_union",
     "largest_safe",
+    "loss_against",
     "mcnemar",
     "mde_binary",
     "mde_continuous",

@@ -94,7 +94,8 @@ def compare_many(
         weight_dense: The baseline's denominators, as `dense`; None for 1 each.
         weight_sparse: The sparse systems' denominators, as `sparse`; None for the baseline's.
         clusters: Cluster labels, `[samples]`; None for independent samples.
-        kind: `binary` where numerators are 0 or 1 and all weights 1.
+        kind: `binary` where numerators are 0 or 1 and all weights 1; values of which some are 0
+            and all others 1 are taken as binary in any case.
         transform: `exp` for perplexities, whose numerators are negative log-likelihoods.
         higher_is_better: Which direction is a gain.
         margin: The acceptable loss; None for none, and then no verdict is `non-inferior`.
@@ -121,6 +122,8 @@ def compare_many(
         as_table(weights if weight_sparse is None else weight_sparse, n, cells, "the sparse systems' weights"),
     )
     tables.check(kind)
+    if transform == "identity" and tables.right_or_wrong():
+        kind = "binary"  # whatever it was called: the exact test has no resample without variation
     question = Question(kind, transform, higher_is_better, margin, alpha, noise, chance)
     results: dict[int, Comparison] = {}
     for members, present, unpaired in tables.groups():
@@ -149,6 +152,13 @@ class _Tables:
                 raise InputError("a weight is not positive", "a sample without part in the metric should be NaN")
             if kind == "binary" and not (np.isin(values[known], (0, 1)).all() and (weight[known] == 1).all()):
                 raise InputError("a binary metric has values other than 0 and 1, or weights", "call it continuous")
+
+    def right_or_wrong(self) -> bool:
+        """Whether the values are 0 and 1, both of them, and all weights 1, those that are absent apart."""
+        tables = ((self.dense, (0, 1)), (self.sparse, (0, 1)), (self.dense_weight, (1,)), (self.sparse_weight, (1,)))
+        if not all(bool((np.isin(table, allowed) | np.isnan(table)).all()) for table, allowed in tables):
+            return False
+        return all(bool((self.dense == value).any() or (self.sparse == value).any()) for value in (0, 1))
 
     def groups(self) -> Iterator[tuple[npt.NDArray[np.intp], npt.NDArray[np.bool_], Array]]:
         """Cells that lack the same samples: their numbers, the samples that they have, and how many are unpaired."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 
@@ -17,6 +19,11 @@ class System(ABC):
     kind: str
     ref: str
     fingerprint: str
+
+    @contextmanager
+    def prefilling(self, state: str) -> Iterator[None]:
+        """Say what acts in prefill, by a name for all of it: cells of the same name may share their prefills."""
+        yield
 
     def describe(self) -> dict[str, Any]:
         """Facts for the record, as plain data."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,9 @@ from sparsebench.systems.counters import Counters
 if TYPE_CHECKING:
     from sparsebench.cost import ModelShape
     from sparsebench.engine.attention import AttentionPolicy
+    from sparsebench.engine.correction import Correction
     from sparsebench.engine.trie import Node
+    from sparsebench.systems.weights import Stored
 
 
 BATCH_TOKENS = {"cpu": 2048, "cuda": 16384}
@@ -92,9 +94,18 @@ class CausalLM(System):
         self.policy: AttentionPolicy | None = None
         self.prefix_invariant = True
         self.decode_from_context_end = False
+        self.whole_prompt = False
+        self.correction: Correction | None = None
+        """How generated tokens are corrected by the dense model; None: not at all."""
+        self.prefill_state: str | None = None
+        """A name for all that acts in prefill; None: not known, and no prefill is kept for other cells."""
         self.counters = Counters()
         self.memory: dict[str, Any] = {}
         """What callers keep with the system for as long as it is loaded: calibration statistics, prompts, plans."""
+        self.stored: dict[str, Stored] = {}
+        """How the weights of layers are stored where that is not entry by entry, by name of the layer."""
+        self.unreduced: ModelShape | None = None
+        """`shape` before anything was removed; None while nothing is."""
         parameter = next(model.parameters())
         self.dtype: torch.dtype = parameter.dtype
         self.base_precision = base_precision or str(self.dtype).removeprefix("torch.")
@@ -170,7 +181,16 @@ class CausalLM(System):
             "device": str(self.device),
             "engine": f"plain calls: {self.obstacle}" if self.obstacle else "packed rows",
             "parameters": sum(p.numel() for p in self.model.parameters()),
+            **self._described_shape(),
         }
+
+    def _described_shape(self) -> dict[str, Any]:
+        """The sizes that the cost of a stored cell can be computed from again, where it is modelled."""
+        try:
+            sizes = {"shape": asdict(self.shape)}
+        except InputError:
+            return {}
+        return sizes if self.unreduced is None else {**sizes, "unreduced": asdict(self.unreduced)}
 
     def decode_tokens(self, tokens: Sequence[int]) -> str:
         """Text of generated tokens, without special tokens."""
@@ -193,27 +213,63 @@ class CausalLM(System):
         self.counters.add("decode.scored", len(lengths))
 
     @contextmanager
-    def acting(self, decode: bool, prefix_invariant: bool, policy: AttentionPolicy | None = None) -> Iterator[None]:
+    def prefilling(self, state: str) -> Iterator[None]:
+        """See `System.prefilling`; before it the name was unknown, and is so again after it."""
+        counted = "" if self.policy is None else ", attention counted"
+        before, self.prefill_state = self.prefill_state, f"{state} in chunks of {self.batch_tokens}{counted}"
+        try:
+            yield
+        finally:
+            self.prefill_state = before
+
+    @contextmanager
+    def correcting(self, correction: Correction) -> Iterator[None]:
+        """Within the context the dense model corrects what is generated.
+
+        Raises:
+            InputError: The engine does not generate this model's texts itself.
+        """
+        if not self.packed:
+            raise InputError(
+                f"texts of {type(self.model).__name__} cannot be corrected: {self.obstacle}",
+                "the engine corrects texts that it generates in packed rows",
+            )
+        before, self.correction = self.correction, correction
+        try:
+            yield
+        finally:
+            self.correction = before
+
+    @contextmanager
+    def acting(
+        self,
+        decode: bool,
+        prefix_invariant: bool,
+        policy: AttentionPolicy | None = None,
+        whole_prompt: bool = False,
+    ) -> Iterator[None]:
         """Declare what an attached adapter needs of the engine.
 
         Args:
             decode: It acts in decode, so the question and the last prompt token run as decode.
             prefix_invariant: Whether prefixes may be shared while it is attached.
             policy: What attends in the place of dense attention.
+            whole_prompt: Prefill ends before the last token of the prompt, wherever the context ends.
 
         Raises:
             InputError: A policy was given, and the model does not attend through the engine.
         """
         if not self.packed and policy is not None:  # tried in any case, before something is attached
             self.refuse_attention()
-        before = (self.decode_from_context_end, self.prefix_invariant, self.policy)
+        before = (self.decode_from_context_end, self.prefix_invariant, self.policy, self.whole_prompt)
         self.decode_from_context_end |= decode
         self.prefix_invariant &= prefix_invariant
+        self.whole_prompt |= whole_prompt
         self.policy = policy or self.policy
         try:
             yield
         finally:
-            self.decode_from_context_end, self.prefix_invariant, self.policy = before
+            self.decode_from_context_end, self.prefix_invariant, self.policy, self.whole_prompt = before
 
 
 def sum_of_pairs(start: int, count: int) -> int:

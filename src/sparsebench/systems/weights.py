@@ -14,19 +14,41 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
+class Stored:
+    """How one weight is stored by a method that does not store it entry by entry in 16 bits.
+
+    Attributes:
+        weights: Entries of the matrix that it stands for.
+        kept: Multiply-adds of one token.
+        bits: Everything that has to be stored, by part: codes, scales, indices, values kept apart.
+    """
+
+    weights: int
+    kept: int
+    bits: dict[str, float]
+
+    @property
+    def total_bits(self) -> float:
+        """Bits of all parts together."""
+        return sum(self.bits.values())
+
+
+@dataclass(frozen=True)
 class WeightSparsity:
     """Zeros counted in the weights of a model as they are.
 
     Attributes:
         prunable: Weights of the linear layers of the decoder blocks; neither embeddings nor LM head nor experts that
             are stacked in one tensor are among them.
-        zeros: Exact zeros among those.
+        zeros: Exact zeros among those; of a weight that is stored otherwise, the multiply-adds that its form saves.
         total: All parameters of the model, tied ones once.
+        stored: Weights that are stored otherwise than entry by entry.
     """
 
     prunable: int
     zeros: int
     total: int
+    stored: tuple[Stored, ...] = ()
 
     @property
     def sparsity(self) -> float:
@@ -41,10 +63,14 @@ class WeightSparsity:
 
 def weight_sparsity(system: CausalLM) -> WeightSparsity:
     """Count the zeros that the weights of a model have now."""
-    weights = [owner_of(site) for site in prunable(system)]
-    zeros = sum(weight.numel() - int(torch.count_nonzero(weight)) for weight in weights)
+    zeros = size = 0
+    for site in prunable(system):
+        weight, stored = owner_of(site), system.stored.get(site.name)
+        kept = stored.kept if stored is not None else int(torch.count_nonzero(weight))
+        zeros += weight.numel() - kept
+        size += weight.numel()
     total = sum(parameter.numel() for parameter in system.model.parameters())
-    return WeightSparsity(sum(weight.numel() for weight in weights), zeros, total)
+    return WeightSparsity(size, zeros, total, tuple(system.stored.values()))
 
 
 def prunable(system: CausalLM) -> list[LinearSite]:

@@ -59,6 +59,9 @@ class BoundTask(ABC):
     data: list[DataFact]
     workload: Workload
 
+    def observe(self, system: System) -> None:
+        """See the dense system before a method is attached to it; what is to be kept goes to `system.memory`."""
+
     @abstractmethod
     def evaluate(self, system: System) -> TaskResult:
         """Run the task on a system, with whatever is attached to it."""

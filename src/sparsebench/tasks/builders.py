@@ -8,6 +8,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ import numpy as np
 from sparsebench.data.sources import Resolved, resolve
 from sparsebench.errors import InputError, SparseBenchError, UnknownNameError
 from sparsebench.identity import seed_of
+from sparsebench.tasks import questions, texts
 
 Row = dict[str, Any]
 
@@ -207,11 +209,21 @@ def _mmlu_question(row: Row) -> str:
     return f"{str(row['question']).strip()}\n{options}Answer:"
 
 
-def needles(resolved: Resolved | None, tokenizer: Any, **options: Any) -> list[Row]:
-    """Prompts of exact length with numbers hidden in prose; options as `data.embedded.needles.rows` takes them."""
-    from sparsebench.data.embedded import needles
+def generated(module: str) -> Callable[..., list[Row]]:
+    """A builder of samples of exact length; options as `rows` of that embedded module takes them."""
 
-    return needles.rows(tokenizer.encode, **options)
+    def build(resolved: Resolved | None, tokenizer: Any, **options: Any) -> list[Row]:
+        rows: Callable[..., list[Row]] = import_module(f"sparsebench.data.embedded.{module}").rows
+        return rows(tokenizer.encode, **options)
+
+    return build
+
+
+def real_passages(resolved: Resolved | None, tokenizer: Any, **options: Any) -> list[Row]:
+    """Questions on real passages, each among others; options as `data.real_passages.rows` takes them."""
+    from sparsebench.data import real_passages
+
+    return real_passages.rows(_needed(resolved).rows(), tokenizer.encode, **options)
 
 
 def prose(resolved: Resolved | None, tokenizer: Any, split: str = "evaluation") -> list[Row]:
@@ -223,9 +235,23 @@ BUILDERS: dict[str, Callable[..., list[Row]]] = {
     "": plain,
     "facts": facts,
     "qa-wikidata": wikidata_questions,
+    "qa-wikidata-open-book": questions.open_book,
     "question-choices": question_choices,
+    "few-shot": questions.few_shot,
+    "endings": questions.endings,
+    "summaries": questions.summaries,
     "mmlu": mmlu,
-    "needles": needles,
+    "needles": generated("needles"),
+    "two-questions": generated("two_questions"),
+    "tracking": generated("tracking"),
+    "counted-words": generated("counted_words"),
+    "joint-recall": generated("joint_recall"),
+    "passkey": generated("passkey"),
+    "stories": generated("stories"),
+    "passages": generated("passages"),
+    "real-passages": real_passages,
     "prose": prose,
     "whole-text": whole_text,
+    "half": texts.half,
+    "openings": texts.openings,
 }

@@ -56,7 +56,7 @@ class TaskDefinition(BaseModel):
     title: str
     description: str = ""
     family: Literal["knowledge", "language", "long-context", "reasoning", "retrieval"]
-    type: Literal["generate", "choice", "perplexity", "retrieval"]
+    type: Literal["generate", "choice", "perplexity", "divergence", "continuation", "retrieval"]
     data: list[dict[str, Any]] = Field(default_factory=list)
     """Alternatives; the first that is there is used."""
     build: str = ""
@@ -71,10 +71,13 @@ class TaskDefinition(BaseModel):
     """Perplexity: tokens of a window; windows do not overlap."""
     windows: int | None = Field(default=None, ge=1)
     """Perplexity: windows at most, evenly spread over the text."""
-    score_from: int = Field(default=1, ge=1)
-    """Perplexity: position of the first scored token of a window."""
+    score_from: int = 1
+    """Perplexity: position of the first scored token of a window; below 0 it counts from the end."""
     decode: bool = False
     """Perplexity: scored tokens run query by query under a method that acts in decode."""
+    lengths: list[int] = Field(default_factory=list)
+    """Lengths in tokens at which the task is listed, where its samples are made for any. In the file `task` is then
+    the first part of the names: `needle` of `needle-2048`."""
     license: str = ""
     publish_text: bool = False
 
@@ -82,7 +85,9 @@ class TaskDefinition(BaseModel):
     def _complete(self) -> TaskDefinition:
         if self.type in ("generate", "choice") and not self.scorer:
             raise FieldError(f"a {self.type} task names its scorer")
-        if self.score_from >= self.window:
+        if self.score_from < 0 < self.window + self.score_from:
+            object.__setattr__(self, "score_from", self.window + self.score_from)
+        if not 1 <= self.score_from < self.window:
             raise FieldError(f"score_from {self.score_from} leaves nothing of a window of {self.window}")
         names = [metric.name for metric in self.metrics]
         if len(set(names)) < len(names):
@@ -91,8 +96,19 @@ class TaskDefinition(BaseModel):
             raise FieldError("no metric is the headline", "set headline: true on one")
         return self
 
+    @classmethod
+    def at_length(cls, data: dict[str, Any], length: int) -> dict[str, Any]:
+        """What a file with `lengths` says of the task at one length, which need not be among them.
+
+        The length is the window of a perplexity, and the builder's option `length` of anything else.
+        """
+        named = {**data, "task": f"{data.get('task')}-{length}", "title": f"{data.get('title')}, {length:,} tokens"}
+        if data.get("type") == "perplexity":
+            return {**named, "window": length}
+        return {**named, "options": {**(data.get("options") or {}), "length": length}}
+
     @property
     def definition_hash(self) -> str:
         """Hash of everything here that changes numbers."""
-        shown_only = {"title", "description", "license", "publish_text"}
+        shown_only = {"title", "description", "lengths", "license", "publish_text"}
         return digest(self.model_dump(mode="json", exclude=shown_only))[:16]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from functools import cache
 from importlib.metadata import entry_points
@@ -30,14 +31,45 @@ def _texts() -> dict[str, str]:
     return found
 
 
+@cache
+def _sources() -> dict[str, YamlSource]:
+    return {name: parse_yaml(text, f"{name}.yaml") for name, text in _texts().items()}
+
+
+def _lengths(source: YamlSource) -> list[int]:
+    """The lengths at which a file lists its task; none where it is made for no length."""
+    found = source.data.get("lengths") if isinstance(source.data, dict) else None
+    return [length for length in found if isinstance(length, int)] if isinstance(found, list) else []
+
+
+def parted(name: str) -> tuple[str, int] | None:
+    """`needle-2048` as `("needle", 2048)`; None unless it names a task of the package that is made for a length."""
+    base, _, length = name.rpartition("-")
+    if base not in _sources() or not re.fullmatch(r"[1-9][0-9]{0,6}", length) or not _lengths(_sources()[base]):
+        return None
+    return base, int(length)
+
+
 def names() -> list[str]:
-    """Tasks of the package and of plugins; any lm-eval task is there as `lm-eval:NAME` beside them."""
-    return sorted({*_texts(), *(point.name for point in entry_points(group=GROUP))})
+    """Tasks of the package and of plugins; any lm-eval task is there as `lm-eval:NAME` beside them.
+
+    Tasks that are made for a length are there at the lengths at which they are listed; any other will do as well.
+    """
+    return sorted({*(name for name, _, _ in _listed()), *(point.name for point in entry_points(group=GROUP))})
 
 
 def definitions() -> list[TaskDefinition]:
-    """Definitions of the package's tasks."""
-    return [_defined(parse_yaml(text, f"{name}.yaml")) for name, text in sorted(_texts().items())]
+    """Definitions of the package's tasks, at each length at which one is listed."""
+    return [_defined(source, length) for _, source, length in sorted(_listed(), key=lambda listed: listed[0])]
+
+
+def _listed() -> list[tuple[str, YamlSource, int | None]]:
+    """The package's tasks by name, with their files and lengths."""
+    return [
+        (f"{name}-{length}" if length else name, source, length)
+        for name, source in _sources().items()
+        for length in _lengths(source) or [None]
+    ]
 
 
 def get(name: str) -> Task:
@@ -51,8 +83,10 @@ def get(name: str) -> Task:
         from sparsebench.tasks.lm_eval_tasks import LmEvalTask
 
         return LmEvalTask(name.removeprefix(LM_EVAL))
-    if name in _texts():
-        return _task(_defined(parse_yaml(_texts()[name], f"{name}.yaml")))
+    if made_for := parted(name):
+        return _task(_defined(_sources()[made_for[0]], made_for[1]))
+    if name in _sources() and not _lengths(_sources()[name]):
+        return _task(_defined(_sources()[name]))
     if name.endswith((".yaml", ".yml")):
         return _task(_defined(read_yaml(Path(name))))
     for point in entry_points(group=GROUP):
@@ -65,10 +99,12 @@ def get(name: str) -> Task:
     raise UnknownNameError("task", name, names())
 
 
-def _defined(source: YamlSource) -> TaskDefinition:
+def _defined(source: YamlSource, length: int | None = None) -> TaskDefinition:
+    """The definition in a file; at a length, or the first of its lengths, where it is made for one."""
     if not isinstance(source.data, dict):
         raise source.error((), "a task is a mapping of keys")
-    return validate(TaskDefinition, source)
+    wanted = length or next(iter(_lengths(source)), None)
+    return validate(TaskDefinition, source, TaskDefinition.at_length(source.data, wanted) if wanted else None)
 
 
 def _task(definition: TaskDefinition) -> Task:
@@ -76,6 +112,10 @@ def _task(definition: TaskDefinition) -> Task:
         from sparsebench.tasks.perplexity import PerplexityTask
 
         return PerplexityTask(definition)
+    if definition.type in ("divergence", "continuation"):
+        from sparsebench.tasks.divergence import DivergenceTask
+
+        return DivergenceTask(definition)
     if definition.type == "retrieval":
         from sparsebench.tasks.retrieval import RetrievalTask
 

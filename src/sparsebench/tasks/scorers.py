@@ -9,6 +9,7 @@ from typing import Any
 
 from sparsebench.data.answers import first_answer, is_right, normalise
 from sparsebench.errors import InputError, UnknownNameError
+from sparsebench.tasks.generated_text import final_number, free_text, summary
 
 NAN = math.nan
 Row = Mapping[str, Any]
@@ -45,6 +46,18 @@ def contains_answers(row: Row, response: str) -> dict[str, float]:
     return {"recall": hits / len(wanted), "complete": float(hits == len(wanted))}
 
 
+def two_turns(row: Row, response: str) -> dict[str, float]:
+    """`contains_answers`, and the recall of each turn by itself: `recall_first`, `recall_second`; NaN elsewhere.
+
+    Args:
+        row: Has `answers`, and `turn` (`first` or `second`).
+        response: The generated text.
+    """
+    found = contains_answers(row, response)
+    turns = {f"recall_{turn}": found["recall"] if row["turn"] == turn else NAN for turn in ("first", "second")}
+    return {**found, **turns}
+
+
 def listed(value: Any) -> list[str]:
     """Accepted answers: a list as it is, one string as a list of one."""
     return [str(part) for part in value] if isinstance(value, list | tuple) else [str(value)]
@@ -74,6 +87,10 @@ def choice(row: Row, logprobs: list[float]) -> dict[str, float]:
 TEXT: dict[str, Callable[[Row, str], dict[str, float]]] = {
     "short-answer": short_answer,
     "contains-answers": contains_answers,
+    "two-turns": two_turns,
+    "final-number": final_number,
+    "summary": summary,
+    "free-text": free_text,
 }
 CHOICE: dict[str, Callable[[Row, list[float]], dict[str, float]]] = {"choice": choice}
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from sparsebench.errors import UnknownNameError
 
-#: name: module that has `rows()` and `VERSION`. `needles` is missing: its rows depend on a tokenizer.
+#: name: module that has `rows()` and `VERSION`. Samples of exact length are missing: they depend on a tokenizer.
 MODULES = {
     "documentation": "sparsebench.data.embedded.docs_collection",
     "facts": "sparsebench.data.embedded.facts",

@@ -85,12 +85,12 @@ def _relation_rows(relation: Relation) -> tuple[dict[str, Any], ...]:
 def _distinguishable(facts: Sequence[Fact]) -> list[Fact]:
     """The facts whose answer does not begin another answer of the relation (Guinea, Guinea-Bissau), once each."""
     answers = {normalise(fact.answer) for fact in facts}
+    beginnings = {" ".join(words[:count]) for words in map(str.split, answers) for count in range(1, len(words))}
     by_subject = {fold(fact.subject): fact for fact in reversed(facts)}
     return [
         fact
         for fact in facts
-        if by_subject[fold(fact.subject)] is fact
-        and not any(answer.startswith(normalise(fact.answer) + " ") for answer in answers)
+        if by_subject[fold(fact.subject)] is fact and normalise(fact.answer) not in beginnings
     ]
 
 

@@ -1,0 +1,315 @@
+"""What a cache method remembers of each sequence, and the policy that lets it look at prompts and cut them."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from sparsebench.adapters.attention._allowance import Allowance
+from sparsebench.adapters.attention._cache import CacheAdapter, PromptAdapter, StepwiseCache, reachable
+from sparsebench.adapters.attention._estimate import grouped
+from sparsebench.adapters.attention._executor import SelectivePolicy, Tally
+from sparsebench.adapters.attention._selection import ByQuery, Given, Selection, alone, top_mask
+from sparsebench.engine.attention import AttentionView, scores
+from sparsebench.errors import InputError
+
+if TYPE_CHECKING:
+    from sparsebench.adapters.base import Prepared
+
+Memory = dict[Any, Any]
+
+
+@dataclass(frozen=True)
+class Held:
+    """What is held of one sequence in one layer.
+
+    Attributes:
+        keys: Bool [kv_heads, length]: the keys of the first `length` positions that stay; later ones are all there.
+        worth: What they are worth to a method that goes on evicting, float32 [kv_heads, length].
+        more: What else a method remembers, by name, each [kv_heads, n, ...].
+    """
+
+    keys: torch.Tensor
+    worth: torch.Tensor | None = None
+    more: dict[str, torch.Tensor] = field(default_factory=dict)
+
+    @property
+    def length(self) -> int:
+        """Positions that were decided on."""
+        return self.keys.shape[1]
+
+
+@dataclass(frozen=True)
+class Stacked:
+    """What is held of several sequences, padded on the right with zeros.
+
+    Attributes:
+        held: One for each row.
+        keys: Bool [rows, kv_heads, longest].
+        lengths: Positions that were decided on, [rows].
+        more: What else is remembered, by name, each [rows, kv_heads, most, ...].
+    """
+
+    held: list[Held]
+    keys: torch.Tensor
+    lengths: torch.Tensor
+    more: dict[str, torch.Tensor]
+
+    @classmethod
+    def of(cls, held: list[Held]) -> Stacked:
+        """Put together what is held of the rows of a view."""
+        lengths = torch.tensor([one.length for one in held], device=held[0].keys.device)
+        names = max(held, key=lambda one: len(one.more)).more
+        more = {name: _padded([one.more.get(name, like[:, :0]) for one in held]) for name, like in names.items()}
+        return cls(held, _padded([one.keys for one in held]), lengths, more)
+
+
+def _padded(parts: list[torch.Tensor]) -> torch.Tensor:
+    """Tensors [kv_heads, n, ...] of unlike n as one, [rows, kv_heads, most, ...]."""
+    turned = torch.nn.utils.rnn.pad_sequence([part.transpose(0, 1) for part in parts], batch_first=True)
+    return turned.transpose(1, 2)
+
+
+def within_reach(prompt: AttentionView) -> torch.Tensor:
+    """Keys of a prompt that the first query after it sees, bool [1, keys]."""
+    length = prompt.key.shape[2]
+    places = torch.arange(length, device=prompt.key.device)
+    return (places >= length - reachable(length, prompt.window))[None]
+
+
+def best(score: torch.Tensor, candidates: torch.Tensor, count: int | torch.Tensor) -> torch.Tensor:
+    """The candidates with the highest scores along the last dimension, bool; of equal ones the first.
+
+    Args:
+        score: float32 [..., keys].
+        candidates: Bool, broadcastable to it.
+        count: How many of each, an int or [...]; fewer where there are fewer candidates.
+    """
+    candidates = candidates.expand_as(score)
+    counts = torch.as_tensor(count, device=score.device).expand(score.shape[:-1])
+    counts = torch.minimum(counts, candidates.sum(dim=-1))
+    # Infinite scores are kept apart from keys that are no candidates.
+    finite = score.float().clamp(-3e38, 3e38)
+    return top_mask(finite.masked_fill(~candidates, -torch.inf), counts) & candidates
+
+
+class RememberingPolicy(SelectivePolicy):
+    """Attends with a method that remembers something of each sequence, in plain calls of the model too."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.plain: list[Memory] = []
+
+    def attend(self, view: AttentionView) -> torch.Tensor:
+        """See `engine.attention.AttentionPolicy`."""
+        return super().attend(view if view.states else self._remembered(view))
+
+    def _remembered(self, view: AttentionView) -> AttentionView:
+        """A plain call of the model brings no states: rows are those of the last prefill, in the same order."""
+        if len(self.plain) != len(view.lengths) or (not view.decode and view.layer == 0):
+            self.plain = [{} for _ in view.lengths]
+        ends = view.lengths.tolist()
+        for memory, start, end in zip(self.plain, view.positions.amax(dim=1).tolist(), ends, strict=True):
+            if view.decode and memory.get(("end", view.layer)) != start:
+                raise InputError(
+                    f"{self.method.card.id}: a decoded token does not follow the tokens before it",
+                    "call the model on the whole prompt first, then token by token; caches that drop what lies outside "
+                    "a sliding window do not work in plain calls",
+                )
+            memory["end", view.layer] = end
+        return replace(view, states=[[memory] for memory in self.plain])
+
+
+class CachePolicy(RememberingPolicy):
+    """Attends in prefill as the member before it does, and lets the method cut each prompt; decode reads the rest."""
+
+    method: PromptAdapter
+    selector: Recall
+
+    def attend(self, view: AttentionView) -> torch.Tensor:
+        """See `engine.attention.AttentionPolicy`."""
+        view = view if view.states else self._remembered(view)
+        out = super().attend(view)
+        if not view.decode and view.layer not in self.dense_layers:
+            self._cut(view)
+        return out
+
+    def _cut(self, view: AttentionView) -> None:
+        for row in range(len(view.lengths)):
+            own = alone(view, row)
+            length = own.query.shape[2]
+            if not length:
+                continue
+            if int(own.positions[0, 0]) != 0 or own.key.shape[2] != length:
+                raise InputError(f"{self.method.card.id} looks at whole prompts, and this one comes in parts")
+            held = self.selector.cut(own, self.allowance, self.shape.layers)
+            view.states[row][-1][self.method.card.id, view.layer] = held
+            flops, read = self.method.scoring(self.shape, length, view.window)
+            self.system.counters.add("prefill.attention.index_flops", flops)
+            self.system.counters.add("prefill.attention.index_bytes", read)
+
+    def _count(self, view: AttentionView, phase: str, tally: Tally, index_flops: float | None) -> None:
+        super()._count(view, phase, tally, index_flops)
+        if phase == "decode":
+            dense = view.key.shape[1] * view.dense_pairs() * self.shape.key_bytes
+            self.system.counters.add("decode.kv_bytes_resident", self._count_resident(view, tally))
+            self.system.counters.add("decode.kv_bytes_resident_dense", dense)
+
+    def _count_resident(self, view: AttentionView, tally: Tally) -> float:
+        """Bytes held while each query ran, summed over queries: a query reads all that is held of its sequence."""
+        return tally.union * self.shape.key_bytes
+
+
+class Recall(ABC):
+    """What a method remembers of prompts, and what it lets decoded queries read of them; see `Selector`."""
+
+    method: PromptAdapter
+
+    def __init__(self, method: PromptAdapter, prepared: Prepared) -> None:
+        self.method = method
+        self.prepared = prepared
+        self._stacked: dict[int, Stacked] = {}
+
+    @abstractmethod
+    def cut(self, prompt: AttentionView, allowance: Allowance, layers: int) -> Held:
+        """What stays of one prompt."""
+
+    @abstractmethod
+    def select(self, view: AttentionView, allowance: Allowance) -> Selection:
+        """See `Selector`."""
+
+    def observe(self, view: AttentionView, allowance: Allowance) -> None:
+        """See `Selector`; a layer that attends densely has its whole cache, and what was known of it goes."""
+        self._stacked.pop(view.layer, None)
+
+    def stack(self, view: AttentionView) -> Stacked:
+        """What is held of all rows."""
+        held = [held_of(view, row, self.method.card.id) for row in range(len(view.lengths))]
+        before = self._stacked.get(view.layer)
+        # From step to step the same sequences come again.
+        if before is None or [*map(id, before.held)] != [*map(id, held)]:
+            before = self._stacked[view.layer] = Stacked.of(held)
+        return before
+
+
+class KeptKeys(Recall):
+    """What was kept of each prompt, and everything after it."""
+
+    method: CacheAdapter
+
+    def cut(self, prompt: AttentionView, allowance: Allowance, layers: int) -> Held:
+        """See `Recall.cut`."""
+        available = reachable(prompt.key.shape[2], prompt.window)
+        count = self.method.held(allowance, available, prompt.layer, layers)
+        return Held(self.method.keep(prompt, count, self.prepared))
+
+    def select(self, view: AttentionView, allowance: Allowance) -> Selection:
+        """See `Selector`."""
+        stacked = self.stack(view)
+        kept, lengths = stacked.keys, stacked.lengths[:, None, None, None]
+
+        def rule(part: AttentionView) -> torch.Tensor:
+            keys = torch.arange(part.key.shape[2], device=kept.device)
+            room = max(0, len(keys) - kept.shape[2])
+            own = torch.nn.functional.pad(kept[:, :, : len(keys)], (0, room))[:, :, None]
+            return own | ((keys >= lengths) & (keys <= part.positions[:, None, :, None]))
+
+        return ByQuery(rule)
+
+
+class StepByStep(KeptKeys):
+    """Evicts before each decoded query, from what the queries before it left."""
+
+    method: StepwiseCache
+
+    def cut(self, prompt: AttentionView, allowance: Allowance, layers: int) -> Held:
+        """The prompt as it is, and what its keys are worth."""
+        return Held(
+            self.method.keep(prompt, prompt.key.shape[2], self.prepared), self.method.score(prompt, self.prepared)
+        )
+
+    def select(self, view: AttentionView, allowance: Allowance) -> Selection:
+        """See `Selector`."""
+        rows, kv_heads, keys = len(view.lengths), view.key.shape[1], view.key.shape[2]
+        held = torch.zeros((rows, kv_heads, keys), dtype=torch.bool, device=view.key.device)
+        worth = torch.zeros((rows, kv_heads, keys), device=view.key.device)
+        for row in range(rows):
+            before = held_of(view, row, self.method.card.id)
+            if before.length != first_position(view, row):
+                raise InputError(f"{self.method.card.id}: a text went back to before what was evicted since")
+            if before.worth is not None:
+                held[row, :, : before.length], worth[row, :, : before.length] = before.keys, before.worth
+        mask = held.new_zeros((rows, kv_heads, view.query.shape[2], keys))
+        for query in range(view.query.shape[2]):
+            one = replace(
+                view, query=view.query[:, :, query : query + 1], positions=view.positions[:, query : query + 1]
+            )
+            reads, after = self._step(one, allowance, held, worth)
+            real = (one.positions >= 0)[:, :, None]
+            held, worth = torch.where(real, reads, held), torch.where(real, after, worth)
+            mask[:, :, query] = reads & real
+        for row, length in enumerate(view.lengths.tolist()):
+            own = Held(held[row, :, :length].clone(), worth[row, :, :length].clone())
+            view.states[row][-1][self.method.card.id, view.layer] = own
+        return Given(mask)
+
+    def _step(
+        self, one: AttentionView, allowance: Allowance, held: torch.Tensor, worth: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """What one query of each row reads, and what keys are worth after it; both [rows, kv_heads, keys]."""
+        visible = one.visible()[:, :, 0]
+        at = one.positions.clamp(min=0)[:, :, None]
+        own = torch.arange(held.shape[2], device=held.device) == at
+        room = self._room(one, allowance)
+        last = torch.tensor([self.method.recent(count) for count in room.tolist()], device=held.device)
+        protected = torch.arange(held.shape[2], device=held.device) >= at - last[:, None, None]
+        stays = best(worth.masked_fill(protected, torch.inf), held & visible, room[:, None])
+        reads = (stays | own) & visible
+        weights = weights_over(one, reads.repeat_interleave(one.group, dim=1)[:, :, None])
+        return reads, self.method.update(worth, grouped(weights, one.group, 1)[:, :, :, 0])
+
+    def _room(self, one: AttentionView, allowance: Allowance) -> torch.Tensor:
+        """Keys that each query may read beside its own, int64 [rows]."""
+        seen = (one.positions[:, 0] + 1).clamp(min=1)
+        seen = seen if one.window is None else seen.clamp(max=one.window)
+        counts = [self.method.held(allowance, int(n), one.layer, 1) - 1 for n in seen.tolist()]
+        return torch.tensor(counts, device=one.key.device)
+
+
+def held_of(view: AttentionView, row: int, method: str) -> Held:
+    """What the queries of a row find: what was held at the end of the nearest ancestor that has been through the layer.
+
+    Raises:
+        InputError: Nothing is known of the tokens before them.
+    """
+    start = first_position(view, row)
+    for memory in reversed(view.states[row]):
+        found: Held | None = memory.get((method, view.layer))
+        if found is not None and found.length <= start:
+            return found
+    if start:
+        raise InputError(
+            f"{method}: nothing was kept of the {start} tokens before a decoded one",
+            "in a stack the cache method comes last",
+        )
+    none = Held(torch.zeros((view.key.shape[1], 0), dtype=torch.bool, device=view.key.device))
+    view.states[row][-1][method, view.layer] = none
+    return none
+
+
+def first_position(view: AttentionView, row: int) -> int:
+    """Position of the first query of a row."""
+    real = view.positions[row]
+    return int(real[real >= 0].min()) if bool((real >= 0).any()) else 0
+
+
+def weights_over(view: AttentionView, keep: torch.Tensor) -> torch.Tensor:
+    """Attention weights over the keys that `keep` names, float32 [rows, heads, queries, keys]."""
+    logits = scores(view).masked_fill(~keep, -torch.inf)
+    if view.sinks is None:
+        return torch.softmax(logits, dim=-1).nan_to_num()
+    sinks = view.sinks.float().reshape(1, -1, 1, 1).expand(*logits.shape[:3], 1)
+    return torch.softmax(torch.cat([logits, sinks], dim=-1), dim=-1)[..., :-1]

@@ -1,0 +1,142 @@
+"""LServe: heads that stream, and pages for the others, chosen every few tokens."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import Field
+
+from sparsebench.adapters.attention.base import AttentionAdapter, Selector
+from sparsebench.adapters.base import Prepared
+from sparsebench.adapters.card import MethodCard, Paper
+from sparsebench.cost import ModelShape
+from sparsebench.errors import InputError
+
+if TYPE_CHECKING:
+    from sparsebench.adapters.attention._allowance import Allowance
+    from sparsebench.adapters.attention._selection import Selection
+    from sparsebench.adapters.calibration import Calibration
+    from sparsebench.budget import Budget
+    from sparsebench.engine.attention import AttentionPolicy, AttentionView
+    from sparsebench.systems.causal_lm import CausalLM
+
+SINK_SHARE = 128 / 384
+"""Of what a streaming head reads in decode, the released setting has a third at the beginning of the text."""
+
+
+class LServe(AttentionAdapter):
+    """Half of the heads read first and recent keys; the others pages, by bounds of their parts, for four tokens."""
+
+    card: ClassVar[MethodCard] = MethodCard(
+        id="lserve",
+        family="attention",
+        title="LServe",
+        summary="In decode half of the key heads read first and recent keys, the others pages by the best bound of a "
+        "page's parts, chosen anew at every fourth token.",
+        paper=Paper(
+            title="LServe: Efficient Long-sequence LLM Serving with Unified Sparse Attention",
+            authors="Shang Yang and Junxian Guo and Haotian Tang and Qinghao Hu and Guangxuan Xiao and others",
+            year=2025,
+            venue="Conference on Machine Learning and Systems",
+            url="https://arxiv.org/abs/2502.14866",
+            key="yang2025lserve",
+        ),
+        unit="page",
+        phases=("decode",),
+        budgets=("sparsity", "tokens"),
+        training="calibration",
+        nearest="quest",
+        differs="half of the heads stream, parts of a page have their own bounds, and a choice is kept for some tokens",
+        deviations=(
+            "streaming heads are those that lose least attention under first and recent keys on a calibration text, in "
+            "the place of gates that are trained",
+            "pages of 32 keys in parts of 8; the released setting has 64 and 16",
+            "the index is charged evenly: to each token its share of the choices",
+            "prefill is dense: see streaming-heads; keys and values are not quantised",
+            "a streaming head reads 3 keys for every 32 of another head, as the released setting does, or more where a "
+            "ratio leaves it more",
+        ),
+    )
+    needs_calibration: ClassVar[bool] = True
+
+    page: int = Field(32, ge=1)
+    """Keys of a page; a multiple of a part's."""
+    part: int = Field(8, ge=1)
+    """Keys of a part of a page, whose entries are bounded together."""
+    every: int = Field(4, ge=1)
+    """Tokens for which a choice of pages is kept; a new one is made at multiples of it."""
+    streaming: float = Field(0.5, ge=0, le=1)
+    """Share of the model's key heads that stream."""
+    narrow: float = Field(384 / 4096, gt=0, le=1)
+    """Keys of a streaming head over those of another."""
+
+    def index(self, shape: ModelShape, start: int, count: int, window: int | None) -> tuple[float, float]:
+        """Bounds of all parts in a quarter of the tokens, for the share of heads that does not stream."""
+        from sparsebench.adapters.attention.quest import pages_seen
+
+        parts = sum(pages_seen(position, window, self.part) for position in range(start, start + count))
+        vectors = 2.0 * parts * shape.head_dim * (1 - self.streaming) / self.every
+        return 2 * vectors * shape.heads, vectors * shape.kv_heads * shape.bytes_per_entry
+
+    def prepare(self, system: Any, calibration: Calibration | None, budget: Budget | None = None) -> Prepared:
+        """Which key heads stream, bool [kv_heads], by layer."""
+        if calibration is None:
+            raise InputError("lserve reads a calibration text", "name one in the suite: calibration: ...")
+        return streaming_heads(system, calibration, self.streaming, self.narrow)
+
+    def policy(
+        self, system: CausalLM, prepared: Prepared, budget: Budget | None, inner: AttentionPolicy | None
+    ) -> AttentionPolicy:
+        """See `AttentionAdapter.policy`."""
+        from sparsebench.adapters.attention._eviction import RememberingPolicy
+
+        return RememberingPolicy(self, system, prepared, budget, inner)
+
+    def selector(self, prepared: Prepared) -> Selector:
+        """See `AttentionAdapter.selector`."""
+        from sparsebench.adapters.attention._pages import KeptPages
+
+        return KeptPages(self, prepared)
+
+    def select(self, view: AttentionView, allowance: Allowance, prepared: Prepared) -> Selection:
+        """See `AttentionAdapter.select`."""
+        return self.selector(prepared).select(view, allowance)
+
+    def shares(self, allowance: Allowance, streaming: float) -> tuple[Allowance, Allowance]:
+        """What a head that streams and one that does not may read, where such a share of a layer's heads streams."""
+        if allowance.tokens is not None:
+            return replace(allowance, tokens=max(1, round(self.narrow * allowance.tokens))), allowance
+        density = 1.0 if allowance.density is None else allowance.density
+        wide = min(1.0, density / (streaming * self.narrow + 1 - streaming))
+        thin = (density - (1 - streaming) * wide) / streaming if streaming else wide
+        return replace(allowance, density=min(1.0, thin)), replace(allowance, density=wide)
+
+
+def streaming_heads(system: Any, calibration: Calibration, share: float, width: float) -> Prepared:
+    """The key heads of a model that lose least attention when they read first and recent keys only.
+
+    Args:
+        system: The model.
+        calibration: The text.
+        share: Share of the key heads of all layers together that stream.
+        width: Keys that a streaming head reads, as a share of the text.
+
+    Returns:
+        Bool [kv_heads] by layer.
+    """
+    import torch
+
+    from sparsebench.adapters.attention._pages import LostMass
+    from sparsebench.adapters.passes import read
+
+    observer = LostMass(system.policy, max(2, round(width * calibration.length)))
+    with system.acting(decode=False, prefix_invariant=True, policy=observer):
+        read(system, calibration)
+    lost = torch.stack([observer.sums[layer] for layer in sorted(observer.sums)])
+    order = lost.flatten().argsort(stable=True)
+    streams = torch.zeros(lost.numel(), dtype=torch.bool, device=lost.device)
+    streams[order[: round(share * lost.numel())]] = True
+    chosen = dict(zip(sorted(observer.sums), streams.reshape(lost.shape), strict=True))
+    facts = {"streaming": {str(layer): int(heads.sum()) for layer, heads in chosen.items()}}
+    return Prepared(state=chosen, facts=facts, tokens=calibration.tokens)

@@ -1,0 +1,145 @@
+"""Whether a results folder holds what its suite plans, and ran what the suite's lock resolved."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import ValidationError
+
+from sparsebench.errors import SparseBenchError
+from sparsebench.records import CellSpec, MemberSpec
+from sparsebench.reports.sources import Source
+from sparsebench.reports.verify_record import Found
+from sparsebench.suite import Member, Suite, load_suite, names
+
+SHOWN = 4
+FIXED = ("id", "version", "definition", "data")
+"""Fields of a task that a lock resolves."""
+
+
+def suite_findings(source: Source) -> Iterator[Found]:
+    """What can be said of a folder's completeness."""
+    stored = source.suite.get("suite")
+    if not source.suite:
+        yield "cannot check", "suite", "no suite.json: margins and completeness are not known"
+        return
+    if not isinstance(stored, dict) or "grids" not in stored:
+        yield "cannot check", "suite", "suite.json names no grids: completeness is not known"
+        return
+    try:
+        suite = Suite.model_validate(stored)
+        planned, noise = _planned(suite, source.suite.get("lock") or {})
+    except (ValidationError, SparseBenchError, ImportError) as error:
+        first = str(error).splitlines()[0]
+        yield (
+            "cannot check",
+            "suite",
+            f"suite.json is no suite that this version knows ({first}): completeness is not known",
+        )
+        return
+    yield from _missing(planned, noise, source)
+    yield from _locked(source)
+    yield from _published(suite)
+
+
+@dataclass(frozen=True)
+class _Planned:
+    """One cell that a suite plans; knobs are those that the suite names."""
+
+    ref: str
+    stack: tuple[Member, ...]
+    task: str
+    seed: int
+    name: str
+
+    def is_cell(self, spec: CellSpec) -> bool:
+        """Whether that is it. A knob that the suite leaves out may have got its default from any version."""
+        return (
+            (self.ref, self.task, self.seed) == (spec.system.ref, spec.task.id, spec.seed)
+            and not spec.system.replica
+            and len(self.stack) == len(spec.stack)
+            and all(_is_member(ours, theirs) for ours, theirs in zip(self.stack, spec.stack, strict=True))
+        )
+
+
+def _is_member(planned: Member, stored: MemberSpec) -> bool:
+    budget = planned.sparsity().budget
+    return (planned.method, budget.to_dict() if budget else None) == (stored.method, stored.budget) and all(
+        _agrees(value, stored.knobs.get(name)) for name, value in planned.knobs.items() if name != "seed"
+    )
+
+
+def _agrees(planned: Any, stored: Any) -> bool:
+    """Whether a stored knob is the planned one. A nested one has more: defaults, and a reference made definite."""
+    if isinstance(planned, dict) and isinstance(stored, dict):
+        return all(name == "model" or _agrees(value, stored.get(name)) for name, value in planned.items())
+    return bool(planned == stored)
+
+
+def _planned(suite: Suite, lock: dict[str, Any]) -> tuple[list[_Planned], int]:
+    """Every cell that a suite plans, and how many A/A rows."""
+    systems = lock.get("systems") or {}
+    cells, noise = [], set()
+    for grid in suite.grids:
+        for task in grid.tasks:
+            for entry in grid.methods:
+                ref = str((systems.get(entry.system or grid.system) or {}).get("ref") or "")
+                if entry.noise is not None:
+                    noise.add((ref, task.task, entry.noise.dtype, entry.noise.batch_tokens))
+                    continue
+                for stack, label in zip(entry.stacks(), entry.labels(), strict=True):
+                    for seed in entry.seeds:
+                        name = f"{label} on {task.task}" + (f", seed {seed}" if seed else "")
+                        cells.append(_Planned(ref, tuple(stack), task.task, seed, name))
+    return cells, len(noise)
+
+
+def _missing(planned: list[_Planned], noise: int, source: Source) -> Iterator[Found]:
+    """Cells that are planned and not there; damaged ones have findings of their own."""
+    specs = [cell.spec for cell in source.cells.values()]
+    lacking = [cell.name for cell in planned if not any(cell.is_cell(spec) for spec in specs)]
+    there = sum(bool(spec.system.replica) for spec in specs)
+    lacking += ["an A/A row"] * max(0, noise - there)
+    lacking = list(dict.fromkeys(lacking)) if len(set(lacking)) > len(source.broken) else []
+    if lacking:
+        named = ", ".join(lacking[:SHOWN]) + (f" and {len(lacking) - SHOWN} more" if len(lacking) > SHOWN else "")
+        yield "error", "complete", f"planned by its suite and missing: {named}"
+    extra = sum(not spec.system.replica and not any(cell.is_cell(spec) for cell in planned) for spec in specs)
+    if extra:
+        yield "cannot check", "complete", f"{extra} cells are not planned by the suite as it is stored"
+
+
+def _locked(source: Source) -> Iterator[Found]:
+    """Tasks, systems and calibration texts of the cells are those of the lock."""
+    lock = source.suite.get("lock") or {}
+    tasks: dict[str, list[dict[str, Any]]] = {}
+    for locked in (lock.get("tasks") or {}).values():
+        tasks.setdefault(str(locked.get("id")), []).append(locked)
+    prints = {(s.get("ref"), s.get("fingerprint")) for s in (lock.get("systems") or {}).values()}
+    texts = {c.get("hash") for c in (lock.get("calibration") or {}).values()}
+    for cell in source.cells.values():
+        spec = cell.spec
+        ran, locked_tasks = spec.task.model_dump(), tasks.get(spec.task.id, [])
+        if tasks and not any(all(ran[key] == task.get(key) for key in FIXED) for task in locked_tasks):
+            yield "error", "lock", f"cell {cell.id}: its task or data is not the one that the lock resolved"
+        elif tasks and all(ran["limit"] != task.get("limit") for task in locked_tasks):
+            yield "cannot check", "lock", "cells of another limit than the suite was last run with"
+        if prints and (spec.system.ref, spec.system.fingerprint) not in prints:
+            yield "error", "lock", f"cell {cell.id}: its model is not the one that the lock resolved"
+        if spec.calibration and texts and spec.calibration.get("hash") not in texts:
+            yield "error", "lock", f"cell {cell.id}: its calibration text is not the one that the lock resolved"
+
+
+def _published(suite: Suite) -> Iterator[Found]:
+    """A suite of the package concludes by the rules that it was published with."""
+    if suite.suite not in names():
+        return
+    known = load_suite(suite.suite)
+    if known.version == suite.version and known.conclude != suite.conclude:
+        yield (
+            "error",
+            "suite",
+            f"suite {suite.suite} {suite.version} is stored with other margins or levels than it has",
+        )

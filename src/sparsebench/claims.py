@@ -1,0 +1,98 @@
+"""Which cells a run has in hand, so that two runs on one folder share the work instead of doing it twice.
+
+A claim is a lock on one byte of `RESULTS/cells/.claims`, at an offset that the cell's id gives. The kernel drops it when
+its process ends, however that ends, so that no claim outlives a run that was killed and no clock is asked. Shared file
+systems pass such locks on to other machines; one that has no locks grants every claim, and then the same cell may be
+computed twice, of which the first to finish is kept.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+try:
+    import fcntl
+except ImportError:  # Windows: claims hold within a process only
+    fcntl = None  # type: ignore[assignment]
+
+FILE = ".claims"
+
+_guard = threading.Lock()
+_held: set[tuple[int, str, str]] = set()
+"""(process, file, cell): locks of a file exclude other processes only, and this the other threads."""
+_files: dict[str, int] = {}
+"""Descriptors by path. They stay open: closing any descriptor of a file drops all locks that the process has on it."""
+
+
+@contextmanager
+def claimed(folder: Path, identities: Iterable[str]) -> Iterator[frozenset[str]]:
+    """Claim cells for as long as the context lasts; gives those that nobody else has.
+
+    Args:
+        folder: Where the cells are.
+        identities: Ids of the cells.
+    """
+    mine = frozenset(identity for identity in identities if _take(folder, identity))
+    try:
+        yield mine
+    finally:
+        for identity in mine:
+            _release(folder, identity)
+
+
+def _take(folder: Path, identity: str) -> bool:
+    path = str((folder / FILE).absolute())
+    key = (os.getpid(), path, identity)
+    with _guard:
+        if key in _held:
+            return False
+        try:
+            if not _lock(_descriptor(path), identity):
+                return False
+        except OSError:
+            pass  # no locks here
+        _held.add(key)
+        return True
+
+
+def _release(folder: Path, identity: str) -> None:
+    path = str((folder / FILE).absolute())
+    with _guard:
+        _held.discard((os.getpid(), path, identity))
+        if fcntl is not None and path in _files:
+            try:
+                fcntl.lockf(_files[path], fcntl.LOCK_UN, 1, _offset(identity))
+            except OSError:
+                pass
+
+
+def _lock(descriptor: int, identity: str) -> bool:
+    if fcntl is None:
+        return True
+    try:
+        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, _offset(identity))
+    except (BlockingIOError, PermissionError):  # POSIX lets a taken lock be either
+        return False
+    return True
+
+
+def _offset(identity: str) -> int:
+    return int(identity, 16) >> 2  # below the largest offset of a file
+
+
+def _descriptor(path: str) -> int:
+    """The file's descriptor; a new one where the file was removed and made again."""
+    known = _files.get(path)
+    if known is not None:
+        try:
+            if os.path.samestat(os.fstat(known), os.stat(path)):
+                return known
+        except OSError:
+            pass
+        os.close(known)
+    _files[path] = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    return _files[path]

@@ -1,0 +1,205 @@
+"""The kinds of rule, as data: what is compared, by how much, and at which level. Thresholds are fixed before a run."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class _Entry(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Row(_Entry):
+    """A method among results, by its id and those of its knobs that matter; its other knobs must be one setting."""
+
+    method: str
+    knobs: dict[str, Any] = Field(default_factory=dict)
+
+    @property
+    def label(self) -> str:
+        """`wina transform=True`."""
+        return " ".join([self.method, *(f"{name}={value}" for name, value in self.knobs.items())])
+
+
+class Measured(_Entry):
+    """A metric of a task."""
+
+    task: str
+    metric: str = ""
+    """`` for the task's headline."""
+
+
+class Rule(_Entry):
+    """What all rules have."""
+
+    statement: str
+    """The rule in words."""
+    alpha: float = Field(default=0.05, gt=0, lt=0.5)
+    """Level of each one-sided test."""
+    resamples: int = Field(default=10_000, ge=100)
+    seed: int = 0
+
+
+class Matched(Rule):
+    """A pattern against unstructured sparsity at the perplexity that the pattern itself has."""
+
+    kind: Literal["matched-perplexity"]
+    method: Row
+    pattern: str
+    knowledge: Measured
+    perplexity: Measured
+    effect: float = Field(gt=0)
+    """How much lower the pattern's accuracy must be shown to be."""
+
+
+class FirstToFall(Rule):
+    """The largest sparsity that keeps knowledge against the largest that keeps perplexity."""
+
+    kind: Literal["first-to-fall"]
+    methods: list[Row] = Field(min_length=1)
+    knowledge: Measured
+    perplexities: list[Measured] = Field(min_length=1)
+    perplexity_ratio: float = Field(gt=1)
+    knowledge_loss: float = Field(gt=0, lt=1)
+    """Relative to the dense model's accuracy."""
+    share: float = Field(gt=0.5, lt=1)
+    """Of joint draws in which knowledge must fall first."""
+    required: int = Field(ge=1)
+    """Methods of which it must be so."""
+
+
+class Curve(_Entry):
+    """One curve over sparsity."""
+
+    row: Row
+    measured: Measured
+
+
+class Knee(Rule):
+    """A breakpoint that two lines have and a smooth curve has not."""
+
+    kind: Literal["knee"]
+    curves: list[Curve] = Field(min_length=1)
+    levels: int = Field(ge=6)
+    """Fewest levels of a curve."""
+    widest: float = Field(gt=0)
+    """Widest interval of a breakpoint that counts as located."""
+
+
+class Contest(Rule):
+    """What two rows at equal levels have in common as a rule."""
+
+    measured: Measured
+    ours: Row
+    theirs: Row
+    levels: list[float] = Field(min_length=1)
+    replicates: int = Field(ge=1)
+    """Calibration sets or seeds that both rows must have."""
+    samples: int = Field(default=1, ge=1)
+    """Fewest samples."""
+
+
+class Superiority(Contest):
+    """One method loses less than another at equal sparsity."""
+
+    kind: Literal["superiority"]
+    collapse_ratio: float | None = Field(default=None, gt=1)
+    """Perplexity ratio to dense beyond which a level has collapsed."""
+    equivalence: float | None = Field(default=None, gt=0)
+    """Two rows whose difference is shown to be less than this share of theirs are equivalent: no better."""
+    matched_sparsity: float | None = Field(default=None, gt=0)
+    """Largest difference of realised sparsities."""
+
+
+class Equivalence(Contest):
+    """One method is no better than another: TOST."""
+
+    kind: Literal["equivalence"]
+    margin: float = Field(gt=0)
+    """As a share of theirs."""
+    equal_knobs: list[str] = Field(default_factory=list)
+    """Knobs that both must have alike: what makes the contest fair."""
+
+
+class Unit(_Entry):
+    """One rule of selection, in either phase."""
+
+    name: str
+    prefill: Row
+    decode: Row
+
+
+class Tolerance(Rule):
+    """The density that prefill needs over the density that decode needs, for an equal loss."""
+
+    kind: Literal["phase-tolerance"]
+    units: list[Unit] = Field(min_length=1)
+    tasks: dict[str, list[str]]
+    """Task to its forms at each length."""
+    margin: float = Field(gt=0)
+    """Loss in points of the metric."""
+    usable: float = Field(gt=0)
+    """Least value of the dense model; tasks below have no signal."""
+    samples: int = Field(ge=1)
+    decode_queries: int = Field(ge=1)
+    required: int = Field(ge=1)
+
+
+class Contextual(Rule):
+    """Contextual sparsity drifts with generated length, and correction recovers it."""
+
+    kind: Literal["contextual-gap"]
+    early: Measured
+    late: Measured
+    agreement: Measured
+    sparse: list[Row] = Field(min_length=1)
+    corrected: list[Row] = Field(min_length=1)
+    """In the order of `sparse`: the same methods, corrected."""
+    level: float
+    samples: int = Field(ge=1)
+    recovery: float = Field(gt=0, le=1)
+    density: float = Field(gt=0, le=1)
+    """Effective density that a corrected row must stay below."""
+
+
+class Interpolation(Rule):
+    """Fusion before and after feedback against either alone, its weight chosen by nested cross-validation."""
+
+    kind: Literal["interpolation"]
+    row: Row
+    where: str
+    """The knob that says where rankings are fused."""
+    weight: str
+    """The knob that says by how much."""
+    both: str
+    alone: list[str] = Field(min_length=1)
+    measured: list[Measured] = Field(min_length=1)
+    """One collection each."""
+    folds: int = Field(ge=2)
+    collections: int = Field(ge=1)
+    queries: int = Field(ge=1)
+
+
+class Reversals(Rule):
+    """Pairs of allocations whose layer errors and losses are in opposite orders."""
+
+    kind: Literal["rank-reversals"]
+    row: Row
+    measured: Measured
+    fact: str
+    """Fact of a cell that holds its layer error."""
+    allocations: int = Field(ge=3)
+    apart: float = Field(ge=0)
+    """Least relative difference of the layer errors of a pair."""
+    pairs: int = Field(ge=1)
+    """Most pairs that are taken from one half of the samples to the other."""
+    ordered: float = Field(default=0.5, ge=0, le=1)
+    """Share of pairs that must be shown in the right order before the want of reversals refutes anything."""
+
+
+AnyRule = Annotated[
+    Matched | FirstToFall | Knee | Superiority | Equivalence | Tolerance | Contextual | Interpolation | Reversals,
+    Field(discriminator="kind"),
+]

@@ -81,18 +81,20 @@ def _agrees(planned: Any, stored: Any) -> bool:
 def _planned(suite: Suite, lock: dict[str, Any]) -> tuple[list[_Planned], int]:
     """Every cell that a suite plans, and how many A/A rows."""
     systems = lock.get("systems") or {}
+    # A suite may name a task by its file; the lock has its id.
+    ids = {name.rpartition(" on ")[0]: str(locked["id"]) for name, locked in (lock.get("tasks") or {}).items()}
     cells, noise = [], set()
     for grid in suite.grids:
-        for task in grid.tasks:
+        for task in (ids.get(entry.task, entry.task) for entry in grid.tasks):
             for entry in grid.methods:
                 ref = str((systems.get(entry.system or grid.system) or {}).get("ref") or "")
                 if entry.noise is not None:
-                    noise.add((ref, task.task, entry.noise.dtype, entry.noise.batch_tokens))
+                    noise.add((ref, task, entry.noise.dtype, entry.noise.batch_tokens))
                     continue
                 for stack, label in zip(entry.stacks(), entry.labels(), strict=True):
                     for seed in entry.seeds:
-                        name = f"{label} on {task.task}" + (f", seed {seed}" if seed else "")
-                        cells.append(_Planned(ref, tuple(stack), task.task, seed, name))
+                        name = f"{label} on {task}" + (f", seed {seed}" if seed else "")
+                        cells.append(_Planned(ref, tuple(stack), task, seed, name))
     return cells, len(noise)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import importlib.util
 import json
 import os
 import platform
@@ -364,7 +365,9 @@ def worker_out_of_memory(arena: Arena, moment: Moment) -> Aftermath:
             except (OSError, ValueError):
                 continue
     if driver.wait() not in (0, 3):
-        return Aftermath("out of memory in a worker", moment, notes=[f"left with {driver.code}: {driver.said()[-400:]}"])
+        return Aftermath(
+            "out of memory in a worker", moment, notes=[f"left with {driver.code}: {driver.said()[-400:]}"]
+        )
     return aftermath(arena, "out of memory in a worker", moment, driver.out)
 
 
@@ -389,7 +392,9 @@ def small_disk(place: Path) -> Iterator[Path]:
         PermissionError: This process may not mount one.
     """
     place.mkdir(parents=True)
-    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(place)], capture_output=True, text=True)
+    done = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(place)], capture_output=True, text=True
+    )
     if done.returncode:
         raise PermissionError(done.stderr.strip())
     try:
@@ -564,7 +569,7 @@ def clock_jumps(arena: Arena, moment: Moment) -> Aftermath:
         cells = len([p for p in out.glob("cells/*") if not p.name.startswith(".")])
         if cells >= moment.cells:
             jumps += 1
-            shift.write_bytes(random_.randrange(-10**9, 10**9).to_bytes(8, sys.byteorder, signed=True))
+            shift.write_bytes(random_.randrange(-(10**9), 10**9).to_bytes(8, sys.byteorder, signed=True))
             time.sleep(0.02)
         time.sleep(0.005)
     _, said = process.communicate()
@@ -575,6 +580,56 @@ def clock_jumps(arena: Arena, moment: Moment) -> Aftermath:
     return found
 
 
+def ray_head_killed(arena: Arena, moment: Moment) -> Aftermath:
+    """kill -9 of the head of a local Ray cluster; the run cannot go on, the next one does.
+
+    Raises:
+        FileNotFoundError: Ray is not installed.
+    """
+    if importlib.util.find_spec("ray") is None:
+        raise FileNotFoundError("Ray is not installed")
+    driver = Driver(arena.suite, arena.out(), executor="ray", workers=1)
+    struck = driver.until(moment)
+    family = descendants(driver.pid)
+    heads = [pid for pid, name in family.items() if "gcs_server" in name or "raylet" in name]
+    for pid in heads if struck else []:
+        os.kill(pid, signal.SIGKILL)
+    deadline = time.monotonic() + 20
+    while not driver.over() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    if not driver.over():
+        driver.signal(signal.SIGKILL)
+    driver.wait()
+    found = aftermath(arena, "kill -9 of Ray's head", moment, driver.out)
+    for pid in family:
+        if not gone(pid, 10.0):
+            os.kill(pid, signal.SIGKILL)
+    if struck and not heads:
+        found.notes.append("the head was not found")
+    return found
+
+
+def descendants(pid: int) -> dict[int, str]:
+    """Processes below a process, with their command lines."""
+    parents = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            parents[int(path.parent.name)] = int(path.read_text().rpartition(")")[2].split()[1])
+        except (OSError, IndexError):
+            continue
+    found: dict[int, str] = {}
+    for each in parents:
+        above = parents.get(each)
+        while above and above != pid:
+            above = parents.get(above)
+        if above == pid:
+            try:
+                found[each] = Path(f"/proc/{each}/cmdline").read_text(errors="replace")
+            except OSError:
+                continue
+    return found
+
+
 FAULTS: dict[str, Callable[[Arena, Moment], Aftermath]] = {
     fault.__name__: fault
     for fault in (
@@ -582,6 +637,7 @@ FAULTS: dict[str, Callable[[Arena, Moment], Aftermath]] = {
         driver_of_workers_killed,
         worker_killed,
         worker_out_of_memory,
+        ray_head_killed,
         disk_full,
         file_size_limit,
         folder_read_only,

@@ -201,11 +201,10 @@ class ByRow:
         shape = (*part.query.shape[:3], part.key.shape[2])
         mask = torch.zeros(shape, dtype=torch.bool, device=part.query.device)
         for row, (selection, start) in enumerate(zip(self.rows, self.starts, strict=True)):
-            own = alone(part, row)
-            queries = own.query.shape[2]
-            if queries:
+            own, real = alone(part, row), queries_of(part, row)
+            if own.query.shape[2]:
                 chosen = selection.keep(own, int(own.positions[0, 0]) - start)
-                mask[row, :, :queries, : own.key.shape[2]] = per_head(chosen, own)[0]
+                mask[row][:, real, : own.key.shape[2]] = per_head(chosen, own)[0]
         return mask
 
 
@@ -222,14 +221,22 @@ def by_row(view: AttentionView, select: Callable[[AttentionView], Selection]) ->
     return ByRow(rows, starts)
 
 
+def queries_of(view: AttentionView, row: int) -> slice:
+    """Where the queries of a row lie: they stand side by side, with padding on one side at most."""
+    real = view.positions[row] >= 0
+    count = int(torch.count_nonzero(real))
+    first = int(real.int().argmax()) if count else 0
+    return slice(first, first + count)
+
+
 def alone(view: AttentionView, row: int) -> AttentionView:
-    """One row of a view, without its padding, which is on the right."""
-    queries = int(torch.count_nonzero(view.positions[row] >= 0))
+    """One row of a view, without its padding."""
+    real = queries_of(view, row)
     length = min(int(view.lengths[row]), view.key.shape[2])
-    positions = view.positions[row : row + 1, :queries]
+    positions = view.positions[row : row + 1, real]
     return replace(
         view,
-        query=view.query[row : row + 1, :, :queries],
+        query=view.query[row : row + 1, :, real],
         key=view.key[row : row + 1, :, :length],
         value=view.value[row : row + 1, :, :length],
         positions=positions,

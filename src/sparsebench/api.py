@@ -36,8 +36,8 @@ def run(
         out: Results folder; `results/<suite>` when None.
         model: Reference that replaces the suite's language model.
         limit: Samples of each task at most.
-        executor: `inline` or `process`.
-        workers: Processes of the process executor.
+        executor: `inline`, `process` or `ray`.
+        workers: Processes or Ray actors.
         device: `cpu`, `cuda`; None: cuda where there is one.
 
     Raises:

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sparsebench import __version__, cli_decisions, cli_findings, cli_gates
+from sparsebench import __version__, cli_cost, cli_decisions, cli_findings, cli_gates
 from sparsebench.errors import InputError, IntegrityError, SparseBenchError
+from sparsebench.redaction import redacted_text
 
 if TYPE_CHECKING:
     from sparsebench.plan import Plan
@@ -33,6 +34,7 @@ class Executor(StrEnum):
 
     inline = "inline"
     process = "process"
+    ray = "ray"
 
 
 class Kind(StrEnum):
@@ -85,9 +87,16 @@ def run(
     model: ModelOption = None,
     limit: LimitOption = None,
     executor: Annotated[
-        Executor, typer.Option("--executor", help="inline, or one process for each worker.")
+        Executor, typer.Option("--executor", help="In this process, in a process for each worker, or in Ray actors.")
     ] = Executor.inline,
-    workers: Annotated[int, typer.Option("--workers", min=1, help="Processes of the process executor.")] = 2,
+    workers: Annotated[int, typer.Option("--workers", min=1, help="Processes or actors.")] = 2,
+    gpus: Annotated[
+        float | None, typer.Option("--gpus", min=0, metavar="X", help="GPUs of each Ray actor, or a share of one.")
+    ] = None,
+    ray_address: Annotated[
+        str | None,
+        typer.Option("--ray-address", metavar="A", help="A Ray cluster; default: RAY_ADDRESS, or a local one."),
+    ] = None,
     shard: Annotated[str | None, typer.Option("--shard", metavar="I/N", help="Run part I of N only.")] = None,
     device: DeviceOption = None,
     site: Annotated[bool, typer.Option("--site/--no-site", help="Build the site when all is done.")] = True,
@@ -104,6 +113,8 @@ def run(
         limit=limit,
         executor=executor.value,
         workers=workers,
+        gpus=gpus,
+        ray_address=ray_address,
         shard=shard,
         device=device,
         progress=True,
@@ -232,6 +243,7 @@ def doctor() -> None:
 
 cli_gates.add_to(app)
 cli_decisions.add_to(app)
+cli_cost.add_to(app)
 cli_findings.add_to(app)
 
 
@@ -304,7 +316,7 @@ def main() -> None:
     try:
         code = app(standalone_mode=False)
     except SparseBenchError as error:
-        typer.echo(f"error: {error}", err=True)
+        typer.echo(f"error: {redacted_text(str(error))}", err=True)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         typer.echo("interrupted", err=True)

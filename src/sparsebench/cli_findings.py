@@ -42,9 +42,7 @@ def reproduce(
     from sparsebench.findings.reproduce import reproduce as reproduced
     from sparsebench.findings.text import text, to_json
 
-    found = reproduced(
-        finding, results or (), out=out, model=model, limit=limit, device=device, progress=not as_json
-    )
+    found = reproduced(finding, results or (), out=out, model=model, limit=limit, device=device, progress=not as_json)
     typer.echo(_json(to_json(found)) if as_json else text(found), nl=False)
 
 

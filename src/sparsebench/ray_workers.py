@@ -72,7 +72,9 @@ def _connect(ray: Any, address: str | None) -> None:
         ray.init(**options)
     except (ConnectionError, ValueError, RuntimeError, OSError) as error:
         where = f"at {address}" if address else "on this machine"
-        raise MissingError(f"no Ray cluster {where}: {str(error).splitlines()[0]}", "ray status --address=...") from error
+        raise MissingError(
+            f"no Ray cluster {where}: {str(error).splitlines()[0]}", "ray status --address=..."
+        ) from error
 
 
 def _gpus(total: float, device: str, workers: Workers) -> float:

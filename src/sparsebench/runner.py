@@ -188,7 +188,9 @@ def _group_key(cell: PlannedCell) -> tuple[Any, ...]:
     methods = json.dumps(_methods(cell), sort_keys=True)
     system = (spec.system.kind, spec.system.ref, spec.system.dtype)
     calibration = json.dumps(spec.calibration, sort_keys=True)
-    prefill = json.dumps([m for m, s in zip(_methods(cell), stack_of(spec), strict=True) if s.adapter.acts_in_prefill()])
+    prefill = json.dumps(
+        [m for m, s in zip(_methods(cell), stack_of(spec), strict=True) if s.adapter.acts_in_prefill()]
+    )
     return (*system, len(spec.stack), prefill, methods, calibration, spec.seed, cell.batch_tokens or 0, stack)
 
 
@@ -228,8 +230,9 @@ def _run_claimed(
         system = session.load(first)
         stack = stack_of(first.spec)
         calibration = session.calibration(first, system)
-        for cell in group:
-            session.task(cell, system).observe(system)
+        group = [cell for cell in group if _observed(cell, system, store, session, on_done)]
+        if not group:
+            return
         before = _weights(system)
         with attached(system, stack, calibration, session.prepared_for(first)) as (sparse, prepared):
             after = _weights(sparse) if stack else before
@@ -248,6 +251,16 @@ def _run_claimed(
         for cell in group:
             if cell.id not in finished:
                 on_done(store_failure(cell, error, store, session))
+
+
+def _observed(cell: PlannedCell, system: System, store: Store, session: Session, on_done: OnDone) -> bool:
+    """Let a task see the dense system; where it cannot, that cell alone has failed."""
+    try:
+        session.task(cell, system).observe(system)
+    except Exception as error:
+        on_done(store_failure(cell, error, store, session))
+        return False
+    return True
 
 
 def stack_of(spec: CellSpec) -> list[Sparsity]:

@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from sparsebench.runner import CellDone
 
 
-STOPPING = b"\nstopping after the cell in flight, once more stops at once; the same command goes on where this one stopped\n"
+STOPPING = (
+    b"\nstopping after the cell in flight, once more stops at once; the same command goes on where this one stopped\n"
+)
 
 
 @dataclass(frozen=True)

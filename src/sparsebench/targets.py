@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import Any
 
 from sparsebench import adapters, iso
-from sparsebench.budget import Budget
+from sparsebench.budget import ISO_KINDS, Budget
 from sparsebench.errors import InputError
 from sparsebench.suite import DENSE, Grid, Member, MethodEntry, Suite
 
@@ -77,7 +77,9 @@ class _Solver:
         """The stack with its target solved; None where it cannot be met."""
         free = [place for place, member in enumerate(stack) if iso.is_target(member.budget)]
         if len(free) > 1:
-            raise InputError(f"grid {grid.name}: one member of a stack has a target", "give the others their own budgets")
+            raise InputError(
+                f"grid {grid.name}: one member of a stack has a target", "give the others their own budgets"
+            )
         place, name = free[0], entry.request or grid.request
         request = self.suite.requests[name]
         target = Budget.from_dict(stack[place].budget or {})
@@ -122,7 +124,7 @@ def unmet(records: list[Record]) -> list[str]:
     lines = []
     for record in records:
         if record["budget"] is None:
-            kind = next(kind for kind in iso.ISO_KINDS if kind in record)
+            kind = next(kind for kind in ISO_KINDS if kind in record)
             lines.append(
                 f"{' + '.join(record['methods'])} on {record['system']} cannot have {record[kind]:g} of the {kind} of "
                 f"{record['request']}: it reaches from {record['most']:.3f} to {record['least']:.3f}"

@@ -35,6 +35,7 @@ CASES: dict[str, tuple[str, dict[str, Any], float]] = {
     "ecoflap": ("ecoflap", {"sparsity": 0.5}, 0.5),
     "evopress": ("evopress", {"sparsity": 0.5, **SMALL_SEARCH}, 0.5),
     "random-search": ("random-search", {"sparsity": 0.5, **SMALL_SEARCH}, 0.5),
+    "random-allocation": ("random-allocation", {"sparsity": 0.5}, 0.5),
 }
 """A budget of each method, and the share of prunable weights that is then left out."""
 ODD = ("rwkv", "bloom", "falcon", "gpt_neo", "llama4")

@@ -10,6 +10,7 @@ import pytest
 import yaml
 from small_tasks import write_tasks
 
+
 @dataclass(frozen=True)
 class SmallSuite:
     """A suite as YAML files in a folder; `write` changes it."""

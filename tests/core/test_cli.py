@@ -235,7 +235,7 @@ class TestWrongInput:
         assert "no device 'cuda:99'" in said(small.path, "--device", "cuda:99")
         assert "must be I/N" in said(small.path, "--shard", "3/2")
         assert "--limit" in said(small.path, "--limit", "0")
-        assert "--executor" in said(small.path, "--executor", "ray")
+        assert "--executor" in said(small.path, "--executor", "slurm")
         assert "no-such" in said(small.path, "--no-such-option").lower()
 
     def test_a_results_folder_that_cannot_be_written(self, sparsebench, small, tmp_path):

@@ -31,7 +31,9 @@ def windows(tmp_path: Any) -> TaskDefinition:
 
 def test_divergence_is_that_of_softmaxes() -> None:
     p, q = torch.randn(5, 11, dtype=torch.float64), torch.randn(5, 11, dtype=torch.float64)
-    expected = torch.nn.functional.kl_div(q.log_softmax(-1), p.log_softmax(-1), log_target=True, reduction="none").sum(-1)
+    expected = torch.nn.functional.kl_div(q.log_softmax(-1), p.log_softmax(-1), log_target=True, reduction="none").sum(
+        -1
+    )
     assert torch.allclose(divergence(p, q), expected, atol=1e-5)
     assert divergence(p, p).abs().max() == 0
 

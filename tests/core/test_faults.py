@@ -22,7 +22,7 @@ from sparsebench.errors import MissingError
 from sparsebench.suite_run import run_suite
 
 CELLS = 13
-COSTLY = ("driver_of_workers_killed", "worker_killed", "worker_out_of_memory", "clock_jumps")
+COSTLY = ("driver_of_workers_killed", "worker_killed", "worker_out_of_memory", "ray_head_killed", "clock_jumps")
 """Faults whose processes start from nothing: one moment each, the others have three."""
 
 

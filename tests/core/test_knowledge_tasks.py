@@ -116,7 +116,17 @@ def test_a_text_that_repeats_itself_is_looping() -> None:
     assert degeneration([]) == {"distinct": 0, "looping": 0, "empty": 1}
 
 
-KNOWLEDGE = ["c4-perplexity", "triviaqa", "lambada", "hellaswag", "piqa", "openbookqa", "gsm8k", "news-summaries", "mt-bench-text"]
+KNOWLEDGE = [
+    "c4-perplexity",
+    "triviaqa",
+    "lambada",
+    "hellaswag",
+    "piqa",
+    "openbookqa",
+    "gsm8k",
+    "news-summaries",
+    "mt-bench-text",
+]
 
 
 @pytest.mark.parametrize("name", KNOWLEDGE)

@@ -351,3 +351,56 @@ def test_missing_data_says_what_was_tried(task, monkeypatch):
         task([], data=both).bind(None)
     for tried in ("nowhere/a.jsonl", "SPARSEBENCH_DATA is not set", "/nowhere/b.jsonl"):
         assert tried in str(caught.value)
+
+
+# Tasks that are made for a length
+
+
+def test_any_length_is_a_task_of_its_own():
+    listed, other = registry.get("needle-1024").definition, registry.get("needle-3000").definition
+    assert (listed.task, listed.options["length"]) == ("needle-1024", 1024)
+    assert (other.task, other.options["length"], other.title) == (
+        "needle-3000",
+        3000,
+        "A number in prose, 3,000 tokens",
+    )
+    assert listed.definition_hash != other.definition_hash
+    assert "needle-1024" in registry.names()
+    assert "needle-3000" not in registry.names()
+    for name in ("needle", "needle-", "needle-0", "needle-01", "needle-1e3", "prose-perplexity-512"):
+        with pytest.raises(UnknownNameError):
+            registry.get(name)
+
+
+def test_the_list_of_lengths_is_no_part_of_a_definition():
+    known = registry.get("needle-1024").definition
+    assert known.model_copy(update={"lengths": [1024]}).definition_hash == known.definition_hash
+
+
+def test_a_window_is_the_length_of_a_perplexity():
+    definition = registry.get("long-prose-2048").definition
+    assert (definition.window, definition.score_from) == (2048, 2048 - 256)
+
+
+def test_scores_of_two_turns():
+    from sparsebench.tasks.scorers import two_turns
+
+    scores = two_turns({"answers": ["12345"], "turn": "second"}, "It is 12345")
+    assert (scores["recall"], scores["recall_second"]) == (1.0, 1.0)
+    assert math.isnan(scores["recall_first"])
+
+
+def test_the_second_question_is_asked_after_prefill_ended_with_the_first(story):
+    """Under a method that acts in decode, the first turn's question is in prefill, the second's is decoded."""
+    bound = registry.get("two-questions-450").bind(story.tokenizer)
+    first, second = (next(row for row in bound.rows if row["turn"] == turn) for turn in ("first", "second"))
+    encode = story.tokenizer.encode
+    decode = adapters.create("quest", tokens=16)
+    bound.rows = [first]
+    found = counted(story, bound, decode)
+    assert found["prefill.tokens"] == min(len(encode(first["prompt"])), 512 - 64) - 1
+    bound.rows = [second]
+    found = counted(story, bound, decode)
+    asked = len(encode(second["prompt"])) - len(encode(first["prompt"]))
+    assert asked <= found["decode.tokens"] - 63 <= asked + 1
+    assert first["cluster"] == second["cluster"]

@@ -76,10 +76,14 @@ class Folder:
     def questions(self, task: str, right: np.ndarray, clusters: np.ndarray, **cell: Any) -> None:
         """An accuracy cell."""
         names = [f"q{i:05d}" for i in range(len(right))]
-        frame = pd.DataFrame({"sample": names, "cluster": [f"c{c:03d}" for c in clusters], "correct": right.astype(float)})
+        frame = pd.DataFrame(
+            {"sample": names, "cluster": [f"c{c:03d}" for c in clusters], "correct": right.astype(float)}
+        )
         self.cell(task, [ACCURACY], frame, **cell)
 
-    def values(self, task: str, metric: Metric, values: np.ndarray, names: list[str] | None = None, **cell: Any) -> None:
+    def values(
+        self, task: str, metric: Metric, values: np.ndarray, names: list[str] | None = None, **cell: Any
+    ) -> None:
         """A cell with one value a sample."""
         names = names or [f"s{i:05d}" for i in range(len(values))]
         self.cell(task, [metric], pd.DataFrame({"sample": names, "cluster": names, metric.column: values}), **cell)

@@ -80,8 +80,12 @@ def test_an_error_in_the_suite_of_a_finding_names_its_line() -> None:
     from importlib.resources import files
 
     text = files("sparsebench.suites").joinpath("findings/wina-beats-teal.yaml").read_text()
-    line = next(i for i, row in enumerate(text.splitlines(), 1) if "method: teal, knobs: {rule: topk, scope: all}, b" in row)
-    wrong = text.replace("- {method: teal, knobs: {rule: topk, scope: all}, b", "- {method: teel, knobs: {rule: topk, scope: all}, b")
+    line = next(
+        i for i, row in enumerate(text.splitlines(), 1) if "method: teal, knobs: {rule: topk, scope: all}, b" in row
+    )
+    wrong = text.replace(
+        "- {method: teal, knobs: {rule: topk, scope: all}, b", "- {method: teel, knobs: {rule: topk, scope: all}, b"
+    )
     with pytest.raises(InputError, match=f"f.yaml:{line}: .*'teel'"):
         from_yaml(parse_yaml(wrong, "f.yaml"))
 
@@ -152,7 +156,9 @@ def matched(**changes: object) -> rules.Matched:
     )
 
 
-def write_matched(folder: Folder, pattern_nll: float, pattern_right: float, right: tuple[float, ...], n: int = 4000) -> None:
+def write_matched(
+    folder: Folder, pattern_nll: float, pattern_right: float, right: tuple[float, ...], n: int = 4000
+) -> None:
     """Unstructured levels .5 and .7 with losses 3.5 and 4; shares of right answers of dense, those and the pattern."""
     draw = np.random.default_rng(0)
     luck, clusters = draw.random(n), np.arange(n) % 40
@@ -461,7 +467,10 @@ def contextual() -> rules.Contextual:
 def test_drift_and_its_recovery(folder: Folder, gap, recovered, density, n, verdict) -> None:
     from sparsebench.metrics import Metric
 
-    metrics = [Metric(name=name, column=name, higher_is_better=name == "agree", headline=name == "late") for name in ("early", "late", "agree")]
+    metrics = [
+        Metric(name=name, column=name, higher_is_better=name == "agree", headline=name == "late")
+        for name in ("early", "late", "agree")
+    ]
     draw = np.random.default_rng(6)
     names = [f"t{i}" for i in range(n)]
     early, agree = draw.gamma(2, 0.2, n), draw.uniform(0.1, 0.5, n)

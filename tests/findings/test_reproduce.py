@@ -118,7 +118,9 @@ def test_drift_is_measured_along_dense_text(tiny: Path, tmp_path: Path) -> None:
         "density": 0.8,
     }
     (tmp_path / "model").symlink_to(tiny / "model")
-    found = reproduced(str(finding(tmp_path, [texts], methods, rule)), "--out", str(tmp_path / "out"), "--device", "cpu")
+    found = reproduced(
+        str(finding(tmp_path, [texts], methods, rule)), "--out", str(tmp_path / "out"), "--device", "cpu"
+    )
     assert found["verdict"] == "underpowered"
     assert "3 texts of 500" in found["figures"][0]["note"]
     by_label = {cell.record.placement.label: cell for cell in Store(tmp_path / "out")}

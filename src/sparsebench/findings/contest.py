@@ -99,7 +99,9 @@ def equivalence(rule: Equivalence, results: Results) -> Answer:
         what = f"{rule.ours.label} less {rule.theirs.label} at {found.level:g}"
         figures.append(Figure(what, found.value / scale, low, high, "%", verdict, lack))
     overall = of_lines(verdicts)
-    return Answer(overall, f"the margin is {100 * rule.margin:g} % of {rule.theirs.label}, by two one-sided tests", figures)
+    return Answer(
+        overall, f"the margin is {100 * rule.margin:g} % of {rule.theirs.label}, by two one-sided tests", figures
+    )
 
 
 def differences_of(rule: Contest, results: Results) -> list[Difference]:

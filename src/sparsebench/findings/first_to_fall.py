@@ -121,7 +121,9 @@ def losses(
         # Of next to nothing that changed there is no spread to speak of: the exact bound stands in for it.
         rare = samples.rare(int(level))
         least = rare.upper(rule.alpha) if sign > 0 else -rare.lower(rule.alpha)
-        upper[:, level] = np.maximum(upper[:, level], scale.from_difference(least, float(samples.sums.dense_mean[level])))
+        upper[:, level] = np.maximum(
+            upper[:, level], scale.from_difference(least, float(samples.sums.dense_mean[level]))
+        )
     return Losses(estimates, upper, limit)
 
 

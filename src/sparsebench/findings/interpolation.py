@@ -28,7 +28,10 @@ def answer(rule: Interpolation, results: Results) -> Answer:
     scores = [np.column_stack([_scores(rule, results, m, where) for where in variants]) for m in rule.measured]
     pooled = np.concatenate(scores)
     enough = len(scores) >= rule.collections and len(pooled) >= rule.queries
-    figures = [Figure(f"{where}: mean over {len(pooled)} queries", float(m)) for where, m in zip(variants, pooled.mean(0), strict=True)]
+    figures = [
+        Figure(f"{where}: mean over {len(pooled)} queries", float(m))
+        for where, m in zip(variants, pooled.mean(0), strict=True)
+    ]
     verdicts: list[Verdict] = []
     for column, where in enumerate(rule.alone, start=1):
         bounds = infer(_pairs(pooled[:, column], pooled[:, 0]), resamples=rule.resamples, seed=rule.seed)[0].absolute
@@ -37,7 +40,9 @@ def answer(rule: Interpolation, results: Results) -> Answer:
         verdicts.append("holds" if low > 0 else "refuted" if high < 0 else "underpowered")
         figures.append(Figure(f"{rule.both} less {where}", value, low, high, "points", verdicts[-1]))
     verdict: Verdict = "underpowered"
-    reason = f"{len(scores)} collections with {len(pooled)} queries; {rule.collections} and {rule.queries} are asked for"
+    reason = (
+        f"{len(scores)} collections with {len(pooled)} queries; {rule.collections} and {rule.queries} are asked for"
+    )
     if enough:
         verdict = "refuted" if "refuted" in verdicts else "holds" if set(verdicts) == {"holds"} else "underpowered"
     return Answer(verdict, reason, figures)

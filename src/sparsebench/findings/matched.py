@@ -66,7 +66,10 @@ def answer(rule: Matched, results: Results) -> Answer:
 def _verdict(rule: Matched, matched: Joint, difference: Joint) -> tuple[Verdict, str]:
     points = f"{100 * rule.effect:g} points"
     if math.isnan(matched.value):
-        return "underpowered", f"no unstructured level has as high a perplexity as {rule.pattern}: sparser ones are needed"
+        return (
+            "underpowered",
+            f"no unstructured level has as high a perplexity as {rule.pattern}: sparser ones are needed",
+        )
     if matched.bounds.upper(rule.alpha) < rule.effect:
         return "collapsed", f"at that perplexity unstructured sparsity has less than {points} left to lose"
     if difference.bounds.upper(rule.alpha) < -rule.effect:

@@ -152,7 +152,8 @@ class BoundContinuationTask(BoundPromptTask):
         own = self._continued(system)
         split = len(EARLY)
         agree = np.array(
-            [[a == b for a, b in zip(x, y, strict=True)] for x, y in zip(own, reference.texts, strict=True)], dtype=float
+            [[a == b for a, b in zip(x, y, strict=True)] for x, y in zip(own, reference.texts, strict=True)],
+            dtype=float,
         )
         names = [row["sample"] for row in self.rows]
         frame = pd.DataFrame(

@@ -65,11 +65,11 @@ def definitions() -> list[TaskDefinition]:
 
 def _listed() -> list[tuple[str, YamlSource, int | None]]:
     """The package's tasks by name, with their files and lengths."""
-    return [
-        (f"{name}-{length}" if length else name, source, length)
-        for name, source in _sources().items()
-        for length in _lengths(source) or [None]
-    ]
+    found: list[tuple[str, YamlSource, int | None]] = []
+    for name, source in _sources().items():
+        lengths = _lengths(source)
+        found += [(f"{name}-{length}", source, length) for length in lengths] or [(name, source, None)]
+    return found
 
 
 def get(name: str) -> Task:

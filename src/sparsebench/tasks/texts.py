@@ -13,7 +13,9 @@ if TYPE_CHECKING:
 Row = dict[str, Any]
 
 
-def half(resolved: Resolved | None, tokenizer: Any, part: Literal["calibration", "evaluation"] = "evaluation") -> list[Row]:
+def half(
+    resolved: Resolved | None, tokenizer: Any, part: Literal["calibration", "evaluation"] = "evaluation"
+) -> list[Row]:
     """Documents of one half, by the hash of their text: what calibrates is not what is evaluated."""
     if part not in ("calibration", "evaluation"):
         raise InputError(f"half {part!r}", "it is calibration or evaluation")

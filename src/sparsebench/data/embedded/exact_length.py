@@ -64,7 +64,14 @@ class Sample:
         | `tokens` | int | tokens of context, question and answer |
         """
         answers = {"answers": list(self.answers), "answer": self.answer}
-        return {"id": name, "context": self.context, "question": self.question, **answers, **self.facts, "tokens": tokens}
+        return {
+            "id": name,
+            "context": self.context,
+            "question": self.question,
+            **answers,
+            **self.facts,
+            "tokens": tokens,
+        }
 
 
 Make = Callable[[int], Sample]

@@ -88,9 +88,7 @@ def _distinguishable(facts: Sequence[Fact]) -> list[Fact]:
     beginnings = {" ".join(words[:count]) for words in map(str.split, answers) for count in range(1, len(words))}
     by_subject = {fold(fact.subject): fact for fact in reversed(facts)}
     return [
-        fact
-        for fact in facts
-        if by_subject[fold(fact.subject)] is fact and normalise(fact.answer) not in beginnings
+        fact for fact in facts if by_subject[fold(fact.subject)] is fact and normalise(fact.answer) not in beginnings
     ]
 
 

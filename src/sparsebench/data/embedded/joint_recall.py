@@ -22,9 +22,7 @@ VERSION = "1"
 _INTRODUCTION = "Each place has a code for each of its keys.\n"
 
 
-def rows(
-    encode: Encode, *, length: int, n: int, keys: int = 4, seed: int = 0, room: int = 0
-) -> list[dict[str, Any]]:
+def rows(encode: Encode, *, length: int, n: int, keys: int = 4, seed: int = 0, room: int = 0) -> list[dict[str, Any]]:
     """Samples of one length; other arguments as `needles.rows` has them.
 
     Args:

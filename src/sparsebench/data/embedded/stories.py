@@ -48,7 +48,14 @@ _WEATHER = (
 )
 _BY = ("by train", "by boat", "on foot", "by bicycle", "in an old bus", "on the back of a cart")
 _SELLERS = ("baker", "farmer", "sailor", "teacher", "tailor", "miller", "nurse", "carpenter")
-_TOPICS = ("the harvest", "old songs", "the price of bread", "the coming elections", "their schooldays", "the new bridge")
+_TOPICS = (
+    "the harvest",
+    "old songs",
+    "the price of bread",
+    "the coming elections",
+    "their schooldays",
+    "the new bridge",
+)
 
 
 def rows(

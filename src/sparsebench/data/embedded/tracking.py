@@ -61,7 +61,7 @@ def _sample(seed: int, number: int, depth: float, chains: int, hops: int, words:
         texts = [f"VAR {own[0]} = {value}.", *(f"VAR {b} = VAR {a}." for a, b in zip(own, own[1:], strict=False))]
         inserts += zip(texts, [first, *later], strict=True)
     context = _INTRODUCTION + prose_around(sorted(inserts, key=lambda insert: insert[1]), words, draw.random())
-    asked = f"\n\nThe {hops + 1} variables whose value is {values[0]} are"
+    asked = f"\n\n{hops + 1} variables have the value {values[0]}. They are VAR"
     return Sample(context, asked, tuple(names[: hops + 1]), {"assignments": [text for text, _ in inserts]})
 
 

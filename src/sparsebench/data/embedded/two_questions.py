@@ -35,10 +35,13 @@ def rows(encode: Encode, *, length: int, n: int, seed: int = 0, room: int = 0) -
     Raises:
         InputError: The length is too short, or n is less than 1.
     """
-    hidden = [hide("multi-key", seed, number, depth) for number, depth in enumerate(depths("two-questions depths", n, seed))]
+    hidden = [
+        hide("multi-key", seed, number, depth) for number, depth in enumerate(depths("two-questions depths", n, seed))
+    ]
     name = f"two-questions/{length}/{seed}"
     found = exact_rows(name, encode, [partial(_second, each) for each in hidden], length=length, room=room)
-    return [row for each, second in zip(hidden, found, strict=True) for row in _both(encode, each, second)]
+    both = [list(_both(encode, each, second)) for each, second in zip(hidden, found, strict=True)]
+    return [row for turn in zip(*both, strict=True) for row in turn]
 
 
 def _second(hidden: Hidden, words: int) -> Sample:

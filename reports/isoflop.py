@@ -1,0 +1,193 @@
+"""Quality at equal cost: curves over the share of the dense cost, and what nothing beats in both.
+
+Methods of all families stand in one panel, since FLOPs (or bytes) are one measure for all of them. Costs are those that
+were counted, the work of choosing and repairing included; what a suite asked for stands in the records.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import pandas as pd
+
+from sparsebench.reports.figures import NEUTRAL, Style, png, styles, svg
+from sparsebench.reports.notation import known, printable
+from sparsebench.reports.tradeoffs import Row, Tradeoff, tradeoffs
+from sparsebench.timeshares import amdahl
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Measure = Literal["flops_ratio", "bytes_ratio"]
+MEASURES: dict[Measure, str] = {
+    "flops_ratio": "FLOPs, as a share of dense",
+    "bytes_ratio": "bytes read for a decoded token, as a share of dense",
+}
+NEAR = 0.02
+"""A cost is at a level when it is that near."""
+
+
+@dataclass(frozen=True)
+class IsoCurve:
+    """One series: a method with its knobs.
+
+    Attributes:
+        method: The method.
+        config: Its knobs as printed.
+        role: Its role.
+        points: Cost and value, from dear to cheap; the mean of seeds.
+    """
+
+    method: str
+    config: str
+    role: str
+    points: tuple[tuple[float, float], ...]
+
+
+def costed(tradeoff: Tradeoff, measure: Measure) -> list[Row]:
+    """Rows whose cost is known."""
+    return [row for row in tradeoff.rows if known(row[measure]) and math.isfinite(row[measure])]
+
+
+def curves(tradeoff: Tradeoff, measure: Measure) -> list[IsoCurve]:
+    """A curve for each method and configuration, by name."""
+    series: dict[tuple[str, str, str], dict[float, list[float]]] = {}
+    for row in costed(tradeoff, measure):
+        at = series.setdefault((row["method"], row["config"], row["role"]), {})
+        at.setdefault(round(float(row[measure]), 4), []).append(float(row["value"]))
+    return [
+        IsoCurve(*key, tuple((cost, sum(found) / len(found)) for cost, found in sorted(at.items(), reverse=True)))
+        for key, at in sorted(series.items())
+    ]
+
+
+def pareto(tradeoff: Tradeoff, measure: Measure) -> list[Row]:
+    """Rows that no other is both cheaper than and at least as good as, from cheap to dear, dense among the others.
+
+    Bounds are no methods and take no part; a row that costs as much as dense or more is none of them.
+    """
+    sign = 1 if tradeoff.higher_is_better else -1
+    rows = [row for row in costed(tradeoff, measure) if row["role"] != "bound" and row[measure] < 1]
+    kept, best = [], -math.inf
+    for row in sorted(rows, key=lambda r: (r[measure], -sign * r["value"])):
+        if sign * row["value"] > best:
+            best = sign * row["value"]
+            kept.append(row)
+    return kept
+
+
+def iso_table(table: pd.DataFrame, levels: Iterable[float], measure: Measure = "flops_ratio") -> pd.DataFrame:
+    """What each method keeps at each level of cost: one row for each task, model, method and configuration.
+
+    A column for each level holds the change from dense of the cell nearest to the level; empty where none is within
+    `NEAR` of it, as when the method cannot get there.
+    """
+    wanted = list(levels)
+    found = []
+    for tradeoff in tradeoffs(table):
+        dense = tradeoff.dense if tradeoff.dense is not None else math.nan
+        for curve in curves(tradeoff, measure):
+            row: dict[str, Any] = {
+                "task": tradeoff.task,
+                "model": tradeoff.model,
+                "metric": tradeoff.metric,
+                "method": curve.method,
+                "config": curve.config,
+                "dense": dense,
+            }
+            for level in wanted:
+                cost, value = min(curve.points, key=lambda point: abs(point[0] - level))
+                row[f"{level:g}"] = value - dense if abs(cost - level) <= NEAR else math.nan
+            found.append(row)
+    columns = ["task", "model", "metric", "method", "config", "dense", *(f"{level:g}" for level in wanted)]
+    return pd.DataFrame(found, columns=columns)
+
+
+def bounds(shares: Mapping[str, float], kept: Mapping[str, Mapping[str, float]]) -> pd.DataFrame:
+    """The most that Amdahl's law leaves each method to gain, to stand beside a measured speed-up.
+
+    Args:
+        shares: Measured share of the dense model's time in each part (`timeshares.measured_shares`).
+        kept: For each method the share of a part's work that it keeps: `{"quest 87.5%": {"attention": 0.125}}`.
+
+    Returns:
+        Columns `method`, `bound` (how many times as fast) and `of` (the part that bounds it: the largest that is left).
+    """
+    rows = []
+    for method, left in kept.items():
+        after = {part: share * left.get(part, 1.0) for part, share in shares.items()}
+        rows.append({"method": method, "bound": amdahl(shares, left), "of": max(after, key=lambda part: after[part])})
+    return pd.DataFrame(rows, columns=["method", "bound", "of"])
+
+
+def draw(tradeoff: Tradeoff, style: Mapping[tuple[str, str], Style], measure: Measure) -> Figure:
+    """Value against cost: every method's curve, the frontier beneath them, and the baseline with its margin."""
+    from matplotlib.figure import Figure
+
+    found = curves(tradeoff, measure)
+    legend = 0.25 + 0.19 * math.ceil((len(found) + 2) / 2)
+    figure = Figure(figsize=(6.4, 3.6 + legend))
+    axes = figure.add_axes((0.11, (0.55 + legend) / (3.6 + legend), 0.86, 2.9 / (3.6 + legend)))
+    _baseline(axes, tradeoff)
+    front = pareto(tradeoff, measure)
+    steps = [(row[measure], row["value"]) for row in front]
+    if steps:
+        axes.step(*zip(*steps, strict=True), where="post", color=NEUTRAL, linewidth=5, alpha=0.25, label="frontier")
+    for curve in found:
+        s = style[curve.method, curve.config]
+        name = f"\u200a{printable(f'{curve.method} {curve.config}', 40)}"
+        axes.plot(
+            *zip(*curve.points, strict=True),
+            s.line,
+            color=s.colour,
+            marker=s.marker,
+            markerfacecolor=s.colour if s.filled else "none",
+            linewidth=1.2,
+            markersize=5,
+            label=name + (f" ({curve.role})" if curve.role != "method" else ""),
+        )
+    axes.invert_xaxis()
+    axes.set_xlabel(MEASURES[measure])
+    axes.set_ylabel(printable(tradeoff.metric, 40))
+    axes.set_title(printable(f"{tradeoff.task}", 60), fontsize=9)
+    figure.legend(loc="lower left", bbox_to_anchor=(0.05, 0.0), ncols=2, fontsize=8, frameon=False)
+    return figure
+
+
+def _baseline(axes: Axes, tradeoff: Tradeoff) -> None:
+    axes.grid(True, alpha=0.18)
+    if tradeoff.dense is None:
+        return
+    if tradeoff.margin is not None:
+        low, high = tradeoff.dense - tradeoff.margin, tradeoff.dense + tradeoff.margin
+        axes.axhspan(low, high, color=NEUTRAL, alpha=0.12, linewidth=0)
+    axes.axhline(tradeoff.dense, color=NEUTRAL, linewidth=1.2, label="dense, with the declared margin")
+
+
+def write_isoflop(
+    table: pd.DataFrame,
+    folder: str | Path,
+    measures: Sequence[Measure] = tuple(MEASURES),
+    formats: Sequence[str] = ("svg", "png"),
+) -> list[Path]:
+    """Write a figure for each model, task, headline metric and measure of cost that has points."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    style = styles(table)
+    written = []
+    for tradeoff in tradeoffs(table):
+        for measure in measures:
+            if not costed(tradeoff, measure):
+                continue
+            name = f"iso-{measure.removesuffix('_ratio')}-{tradeoff.name}"
+            figure = draw(tradeoff, style, measure)
+            for format in formats:
+                path = folder / f"{name}.{format}"
+                path.write_bytes(svg(figure, name).encode() if format == "svg" else png(figure))
+                written.append(path)
+    return written

@@ -25,8 +25,8 @@ class RandomAllocation(CalibratedPruning):
         id="random-allocation",
         family="pruning",
         title="Random allocation",
-        summary="Wanda with a random sparsity for each layer, their mean being the target; the layers' output errors on "
-        "the calibration text are recorded.",
+        summary="Wanda with a random sparsity for each layer, their mean being the target; the layers' output errors "
+        "on the calibration text are recorded.",
         role="control",
         unit="weight",
         adaptivity="static",

@@ -2,8 +2,8 @@
 
     python benchmarks/faults/campaign.py [--moments N] [--seed S] [--fault NAME]... [--model REF]
 
-The table goes to benchmarks/results/faults.json. A fault that this machine does not permit (mounting a small disk, say) is
-left out, and said to be. The model is stories260k of SPARSEBENCH_DATA, or else a tiny one with random weights.
+The table goes to benchmarks/results/faults.json. A fault that this machine does not permit (mounting a small disk,
+say) is left out, and said to be. The model is stories260k of SPARSEBENCH_DATA, or else a tiny one with random weights.
 """
 
 from __future__ import annotations

@@ -2,7 +2,8 @@
 
     python benchmarks/parity/eviction.py --tokens 1024 --ratio 0.5
 
-The same prompt, model and number of kept keys; `jaccard` compares the kept positions, over all layers and key heads, and
+The same prompt, model and number of kept keys; `jaccard` compares the kept positions, over all layers and key heads,
+and
 `least` is that of the layer and head where they agree least. Settings are the press's own: SnapKV's whole window stays
 (`setting=paper`), TOVA's last key stays. StreamingLLM is asked what the first decoded query reads, beside its own key.
 """

@@ -4,7 +4,8 @@
     python benchmarks/parity/pruning.py --peer llm-compressor --method sparsegpt
     python benchmarks/parity/pruning.py --peer torchao --method wanda
 
-Both prune the same float32 checkpoint with the same calibration tokens, seed by seed; the perplexity of both is computed
+Both prune the same float32 checkpoint with the same calibration tokens, seed by seed; the perplexity of both is
+computed
 here, on the same windows. `ratio` is our perplexity over the peer's, `overlap` the Jaccard index of what was pruned,
 `time` our seconds of preparing over the peer's in the same run. Ties go to the lowest index here and to whatever sorts
 first there: weights that were 4-bit tie often. With llm-compressor weights compete within a row and blocks see what

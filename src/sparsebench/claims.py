@@ -1,6 +1,7 @@
 """Which cells a run has in hand, so that two runs on one folder share the work instead of doing it twice.
 
-A claim is a lock on one byte of `RESULTS/cells/.claims`, at an offset that the cell's id gives. The kernel drops it when
+A claim is a lock on one byte of `RESULTS/cells/.claims`, at an offset that the cell's id gives. The kernel drops it
+when
 its process ends, however that ends, so that no claim outlives a run that was killed and no clock is asked. Shared file
 systems pass such locks on to other machines; one that has no locks grants every claim, and then the same cell may be
 computed twice, of which the first to finish is kept.

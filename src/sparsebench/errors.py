@@ -68,7 +68,7 @@ class IntegrityError(InputError):
 
 
 class StorageError(InputError):
-    """Results cannot be written: a full disk, a folder without permission. The run ends; what is stored stays stored."""
+    """Results cannot be written: a full disk, a folder without permission. The run ends; what is stored stays."""
 
 
 class GateError(SparseBenchError):

@@ -134,7 +134,8 @@ def kernel(adapter: Adapter, budget: Budget | None, phase: Phase, batch: int = 1
 
     | left out | prefill | decode |
     | --- | --- | --- |
-    | keys | block-sparse attention: blocks, bands that are the same for each input, methods that run `executed` | gathered keys |
+    | keys, in blocks, in fixed bands, or `executed` | block-sparse attention | gathered keys |
+    | other keys | none | gathered keys |
     | weights, in whole matrices, heads or channels | smaller matrices | the same |
     | weights, 2:4 | sparse tensor cores | none: memory bounds it |
     | activations | none | columns of the weights, at batch 1 |

@@ -1,4 +1,4 @@
-"""Actors of a Ray cluster as workers: each keeps a model loaded, takes groups of cells as JSON and stores them itself."""
+"""Actors of a Ray cluster as workers: each keeps a model loaded, takes groups of cells as JSON and stores them."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def cluster(device: str, workers: Workers) -> Iterator[Start]:
     if ours:
         _connect(ray, workers.address or os.environ.get("RAY_ADDRESS"))
     try:
-        resources = ray.cluster_resources()
+        resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
         gpus = _gpus(resources.get("GPU", 0.0), device, workers)
         cpus = max(1, int(resources.get("CPU", 1.0)) // max(1, workers.count))
         actor = ray.remote(_Actor)

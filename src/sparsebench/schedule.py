@@ -18,11 +18,16 @@ class Work(Protocol):
     """
 
     @property
-    def system(self) -> str: ...
+    def system(self) -> str:
+        """See the class."""
+
     @property
-    def methods(self) -> str: ...
+    def methods(self) -> str:
+        """See the class."""
+
     @property
-    def cost(self) -> float: ...
+    def cost(self) -> float:
+        """See the class."""
 
 
 W = TypeVar("W", bound=Work)

@@ -202,7 +202,7 @@ class Store:
     def write(
         self, spec: CellSpec, record: CellRecord, environment: Environment, samples: pd.DataFrame | None
     ) -> StoredCell:
-        """Store a cell; all of its files appear at once. A failed or damaged attempt is replaced, a finished cell stays.
+        """Store a cell; all of its files appear at once. A failed or damaged one is replaced, a finished cell stays.
 
         Raises:
             IntegrityError: The record is not that of the specification.

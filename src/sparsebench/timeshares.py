@@ -42,7 +42,8 @@ def amdahl(shares: Mapping[str, float], left: Mapping[str, float]) -> float:
 def measured_shares(system: CausalLM, prompt: int, answer: int = 0, rounds: int = 3) -> dict[str, float]:
     """Share of the wall time of a dense pass that each of `PARTS` takes.
 
-    The pass is prefill, or decode where there is an answer. The model's own attention runs, at batch 1, on tokens whose values mean nothing. The first round is left out.
+    The pass is prefill, or decode where there is an answer. The model's own attention runs, at batch 1, on tokens whose
+    values mean nothing. The first round is left out.
 
     Args:
         system: The model.

@@ -11,8 +11,17 @@ import pandas as pd
 
 from sparsebench.identity import cell_id
 from sparsebench.metrics import Metric
-from sparsebench.records import CellRecord, CellSpec, Environment, MemberSpec, MetricValue, Outcome, Placement
-from sparsebench.records import SystemSpec, TaskSpec
+from sparsebench.records import (
+    CellRecord,
+    CellSpec,
+    Environment,
+    MemberSpec,
+    MetricValue,
+    Outcome,
+    Placement,
+    SystemSpec,
+    TaskSpec,
+)
 from sparsebench.store import Store
 
 MODEL = SystemSpec(kind="causal-lm", ref="path:tiny", fingerprint="f" * 16, dtype="float32")

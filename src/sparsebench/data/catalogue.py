@@ -186,6 +186,7 @@ _DATA = (
            *_redpajama("book/sample_book2.jsonl",
                        "ab318614a472b0ceb1e7769db882d21b8707a72fbedc9e0320e26f713d012368")),
     _entry("needles", "long-context", "Access codes hidden in prose, generated for a tokenizer and a length", _PYTHON),
+    _entry("exact-length", "long-context", "Tracking, counting, recall, stories, passages: generated so", "CC0-1.0"),
     _entry("hellaswag", "commonsense", "HellaSwag, validation set as text", "MIT",
            {"local": "hellaswag/hellaswag_val_full.txt.bz2"}),
     _entry("piqa", "commonsense", "PIQA: everyday physics, two choices", "AFL-3.0",

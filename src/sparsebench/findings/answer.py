@@ -70,7 +70,8 @@ class Answer:
 def of_lines(verdicts: Iterable[Verdict]) -> Verdict:
     """The verdict of several lines that a finding makes at once.
 
-    Collapsed lines say nothing. Of the others one that is refuted refutes the finding, and all must hold for it to hold.
+    Collapsed lines say nothing. Of the others one that is refuted refutes the finding, and all must hold for it to
+    hold.
     """
     alive = [verdict for verdict in verdicts if verdict != "collapsed"]
     if not alive:

@@ -120,8 +120,12 @@ def _difference(rule: Contest, results: Results, level: float) -> Difference:
     pairs = [(theirs[b], ours[a]) for a, b in _partners(rule, ours, theirs)]
     sheet = results.sheet(rule.measured, [[cell] for pair in pairs for cell in pair])
     a, b = sheet.values[:, 1::2], sheet.values[:, 0::2]
+    their_weights, our_weights = sheet.weights[:, 0::2], sheet.weights[:, 1::2]
     samples = PairedSamples(
-        *(x[:, None] for x in (b.mean(1), a.mean(1), sheet.weights[:, 0::2].mean(1), sheet.weights[:, 1::2].mean(1))),
+        b.mean(1)[:, None],
+        a.mean(1)[:, None],
+        their_weights.mean(1)[:, None],
+        our_weights.mean(1)[:, None],
         sheet.clusters.astype(np.intp),
         int(sheet.clusters.max()) + 1,
         "continuous",

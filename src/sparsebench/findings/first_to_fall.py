@@ -61,7 +61,7 @@ def answer(rule: FirstToFall, results: Results) -> Answer:
             f"{s.row.label}: draws in which knowledge falls first",
             s.bounds,
             verdict=s.verdict,
-            note=f"knowledge is safe to {s.knowledge:g}, perplexity to {s.perplexity:g}; by estimates {s.estimates:.3f}",
+            note=f"knowledge safe to {s.knowledge:g}, perplexity to {s.perplexity:g}; by estimates {s.estimates:.3f}",
         )
         for s in shares
     ]

@@ -32,7 +32,7 @@ def answer(rule: Knee, results: Results) -> Answer:
     reasons: dict[Verdict, str] = {
         "holds": f"two lines predict better by two standard errors, and the breakpoint is located to {rule.widest:g}",
         "refuted": "a smooth curve predicts left-out levels better by two standard errors",
-        "underpowered": "neither two lines nor a smooth curve is shown to predict better, or the breakpoint is not located",
+        "underpowered": "neither two lines nor a smooth curve is shown to be better, or the breakpoint is not located",
     }
     return Answer(overall, reasons.get(overall, ""), lines)
 

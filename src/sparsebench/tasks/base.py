@@ -61,6 +61,7 @@ class BoundTask(ABC):
 
     def observe(self, system: System) -> None:
         """See the dense system before a method is attached to it; what is to be kept goes to `system.memory`."""
+        return
 
     @abstractmethod
     def evaluate(self, system: System) -> TaskResult:

@@ -119,7 +119,7 @@ class BoundContinuationTask(BoundPromptTask):
         observed(self, system)
 
     def sequences(self, system: Any) -> tuple[list[Asked], list[list[int]]]:
-        """Prompts with the dense model's texts; the prompt but for its last token runs in prefill, the rest in decode."""
+        """Prompts with the dense model's texts; the prompt but its last token runs in prefill, the rest in decode."""
         from sparsebench.engine.distributions import Asked
 
         texts = self._continued(system)

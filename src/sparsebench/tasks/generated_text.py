@@ -5,6 +5,7 @@ They see whether a text is there, repeats itself, and keeps to its source; they 
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -32,8 +33,8 @@ def final_number(row: Row, response: str) -> dict[str, float]:
 def summary(row: Row, response: str) -> dict[str, float]:
     """ROUGE-2 recall of the story's first sentences, and how far the summary keeps to the story.
 
-    `supported` is the share of the summary's bigrams that stand in the story; an empty summary has none, and scores 0 in
-    both.
+    `supported` is the share of the summary's bigrams that stand in the story; an empty summary has none, and scores 0
+    in both.
 
     Args:
         row: Has `story`.
@@ -71,7 +72,7 @@ def degeneration(words: Sequence[str]) -> dict[str, float]:
 
 
 def _bigrams(words: Sequence[str]) -> Counter[tuple[str, str]]:
-    return Counter(zip(words, words[1:], strict=False))
+    return Counter(itertools.pairwise(words))
 
 
 def _numbers(text: str) -> list[float]:

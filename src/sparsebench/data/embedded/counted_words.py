@@ -2,7 +2,7 @@
 
 | kind | the list | asked |
 | --- | --- | --- |
-| `common` | some words fill a quarter of it, in equal parts; the others are distinct as long as words last | the common ones |
+| `common` | three words fill a quarter of it or more; the others take turns | the three |
 | `frequent` | coined words, the r-th of which stands there in proportion to r^-2 | the three most frequent |
 
 Every place of the list matters: nothing that leaves out most of it answers this for certain. The tasks follow RULER

@@ -1,7 +1,7 @@
 """Contexts of many passages, as retrieval puts them before a question.
 
-Each passage tells of one company that nobody has heard of; all tell the same kinds of facts, so that the passage must be
-found before the fact. Passages have numbers and titles, as in the prompt of a retrieval-augmented generator.
+Each passage tells of one company that nobody has heard of; all tell the same kinds of facts, so that the passage must
+be found before the fact. Passages have numbers and titles, as in the prompt of a retrieval-augmented generator.
 """
 
 from __future__ import annotations

@@ -1,12 +1,14 @@
 """Variable tracking: chains of assignments hidden in prose, and which variables end up with a value.
 
-A chain begins with `VAR QZKTM = 48213.` and goes on with `VAR LPRAD = VAR QZKTM.`; the question names the value and asks
-for all variables that have it. Other chains, with other values, distract. The task follows RULER (Hsieh et al. 2024).
+A chain begins with `VAR QZKTM = 48213.` and goes on with `VAR LPRAD = VAR QZKTM.`; the question names the value and
+asks for all variables that have it. Other chains, with other values, distract. The task follows RULER (Hsieh et al.
+2024).
 """
 
 from __future__ import annotations
 
 from functools import partial
+from itertools import pairwise
 from random import Random
 from string import ascii_uppercase
 from typing import Any
@@ -58,7 +60,7 @@ def _sample(seed: int, number: int, depth: float, chains: int, hops: int, words:
         own = names[chain * (hops + 1) : (chain + 1) * (hops + 1)]
         first = depth if chain == 0 else draw.random() / 2
         later = sorted(first + (1 - first) * draw.random() for _ in range(hops))
-        texts = [f"VAR {own[0]} = {value}.", *(f"VAR {b} = VAR {a}." for a, b in zip(own, own[1:], strict=False))]
+        texts = [f"VAR {own[0]} = {value}.", *(f"VAR {b} = VAR {a}." for a, b in pairwise(own))]
         inserts += zip(texts, [first, *later], strict=True)
     context = _INTRODUCTION + prose_around(sorted(inserts, key=lambda insert: insert[1]), words, draw.random())
     asked = f"\n\n{hops + 1} variables have the value {values[0]}. They are VAR"

@@ -9,7 +9,9 @@ computed
 here, on the same windows. `ratio` is our perplexity over the peer's, `overlap` the Jaccard index of what was pruned,
 `time` our seconds of preparing over the peer's in the same run. Ties go to the lowest index here and to whatever sorts
 first there: weights that were 4-bit tie often. With llm-compressor weights compete within a row and blocks see what
-earlier blocks lost; torchao compares whole layers with the dense model's statistics.
+earlier blocks lost. torchao 0.18 compares whole layers with the dense model's statistics, and multiplies weights with the
+square of the inputs' norms (`PerChannelNormObserver` sums squares and takes no root): `--norm square` does the same here,
+`--norm paper` shows what that changes.
 """
 
 from __future__ import annotations
@@ -27,8 +29,11 @@ import torch
 from common import arguments, loaded, perplexity, prose, saved, stored, table
 from safetensors.torch import load_file
 
-from sparsebench.adapters import create
-from sparsebench.adapters.base import attached
+from sparsebench.adapters import get
+from sparsebench.adapters.base import Sparsity, attached
+from sparsebench.adapters.pruning.base import Layer
+from sparsebench.adapters.pruning.wanda import Wanda
+from sparsebench.budget import Budget
 from sparsebench.systems.causal_lm import CausalLM
 from sparsebench.systems.weights import prunable, put, restoring
 
@@ -47,6 +52,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--length", type=int, default=256, help="tokens of each")
     parser.add_argument("--windows", type=int, default=16, help="of the evaluation text, as long")
     parser.add_argument("--seeds", type=int, default=3, help="calibration seeds")
+    parser.add_argument("--norm", choices=["square", "paper"], default="square", help="for torchao, see above")
     parser.add_argument("--device", default="cpu")
     found = parser.parse_args()
     if found.peer == "torchao" and found.method != "wanda":
@@ -54,11 +60,20 @@ def options() -> argparse.Namespace:
     return found
 
 
-def ours(chosen: argparse.Namespace) -> Any:
+class SquaredWanda(Wanda):
+    """Wanda with squared norms."""
+
+    def score(self, layer: Layer) -> torch.Tensor:
+        return layer.weight.abs() * layer.inputs.squares.float()
+
+
+def ours(chosen: argparse.Namespace) -> Sparsity:
     """The adapter that is the peer's method."""
-    budget = {"sparsity": chosen.sparsity} if chosen.pattern == "0:0" else {"pattern": chosen.pattern}
-    whole = {"compare_group": "layer", "stats_pass": "dense"} if chosen.peer == "torchao" else {}
-    return create(chosen.method, **whole, **budget)
+    budget = Budget("sparsity", chosen.sparsity) if chosen.pattern == "0:0" else Budget("pattern", chosen.pattern)
+    if chosen.peer != "torchao":
+        return Sparsity(get(chosen.method)(), budget)
+    kind = SquaredWanda if chosen.norm == "square" else Wanda
+    return Sparsity(kind(compare_group="layer", stats_pass="dense"), budget)
 
 
 def compared(chosen: argparse.Namespace, system: CausalLM, model: Path, seed: int, folder: Path) -> dict[str, Any]:

@@ -33,19 +33,23 @@ def main() -> None:
         extra = {"window_size": options.window} if name == "snapkv" else {}
         press = kind(compression_ratio=options.ratio, **extra)
         kept: dict[int, torch.Tensor] = {}
+        tied: dict[int, torch.Tensor] = {}
         score = press.score
 
-        def recorded(module, *rest, score=score, kept=kept, **named):
+        def recorded(module, *rest, score=score, kept=kept, tied=tied, **named):
             scores = score(module, *rest, **named)
             count = max(1, int(scores.shape[-1] * (1 - options.ratio)))
             mask = torch.zeros_like(scores, dtype=torch.bool)
             kept[module.layer_idx] = mask.scatter(-1, scores.topk(count, dim=-1).indices, True)[0]
+            ordered = scores.sort(dim=-1, descending=True).values[0]
+            tied[module.layer_idx] = ordered[:, count - 1] == ordered[:, count]
             return scores
 
         press.score = recorded
         with torch.no_grad(), press(model):
             model(ids, past_key_values=DynamicCache())
         found[name] = torch.stack([kept[layer] for layer in sorted(kept)]).numpy()
+        found[f"{name} tied"] = torch.stack([tied[layer] for layer in sorted(tied)]).numpy()
     np.savez_compressed(options.out, **found)
 
 

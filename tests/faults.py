@@ -58,6 +58,8 @@ class Aftermath:
 
     fault: str
     moment: Moment
+    struck: bool = False
+    """Whether the run was not over yet."""
     stored: int = 0
     """Cells that were stored when it had struck."""
     lost: int = 0
@@ -277,7 +279,14 @@ def gone(pid: int, patience: float = 20.0) -> bool:
 
 
 def aftermath(
-    arena: Arena, fault: str, moment: Moment, out: Path, *, spoiled: int = 0, logs: Path | None = None
+    arena: Arena,
+    fault: str,
+    moment: Moment,
+    out: Path,
+    *,
+    struck: bool,
+    spoiled: int = 0,
+    logs: Path | None = None,
 ) -> Aftermath:
     """Take the run up again, undisturbed, and compare.
 
@@ -286,10 +295,11 @@ def aftermath(
         fault: For the table.
         moment: When it struck.
         out: The folder that it left.
+        struck: Whether it struck before the run was over.
         spoiled: Stored cells that the fault itself damaged, which are to be computed again.
         logs: Where the driver writes what it says.
     """
-    found = Aftermath(fault, moment)
+    found = Aftermath(fault, moment, struck)
     before = ages(out) if out.exists() else {}
     found.stored = len(before)
     found.damaged = max(0, len(Store(out).damaged()) - spoiled)
@@ -318,10 +328,11 @@ def compare(arena: Arena, found: Aftermath, out: Path, before: dict[str, int], w
 def driver_killed(arena: Arena, moment: Moment) -> Aftermath:
     """kill -9 of a run in one process."""
     driver = Driver(arena.suite, arena.out())
-    if driver.until(moment):
+    struck = driver.until(moment)
+    if struck:
         driver.signal(signal.SIGKILL)
     driver.wait()
-    return aftermath(arena, "kill -9 of the driver", moment, driver.out)
+    return aftermath(arena, "kill -9 of the driver", moment, driver.out, struck=struck)
 
 
 def driver_of_workers_killed(arena: Arena, moment: Moment) -> Aftermath:
@@ -332,7 +343,7 @@ def driver_of_workers_killed(arena: Arena, moment: Moment) -> Aftermath:
     if struck:
         driver.signal(signal.SIGKILL)
     driver.wait()
-    found = aftermath(arena, "kill -9 of a driver with workers", moment, driver.out)
+    found = aftermath(arena, "kill -9 of a driver with workers", moment, driver.out, struck=struck)
     if not all(gone(pid) for pid in workers):
         found.notes.append("a worker outlived its driver")
     return found
@@ -341,10 +352,11 @@ def driver_of_workers_killed(arena: Arena, moment: Moment) -> Aftermath:
 def worker_killed(arena: Arena, moment: Moment) -> Aftermath:
     """kill -9 of a worker: the driver goes on by itself."""
     driver = Driver(arena.suite, arena.out(), executor="process", workers=1)
-    if driver.until(moment):
+    struck = driver.until(moment)
+    if struck:
         for pid in driver.workers():
             os.kill(pid, signal.SIGKILL)
-    found = Aftermath("kill -9 of a worker", moment, stored=driver.stored())
+    found = Aftermath("kill -9 of a worker", moment, struck, stored=driver.stored())
     before = ages(driver.out)
     start = time.monotonic()
     if code := driver.wait():
@@ -357,7 +369,8 @@ def worker_killed(arena: Arena, moment: Moment) -> Aftermath:
 def worker_out_of_memory(arena: Arena, moment: Moment) -> Aftermath:
     """A worker that gets no more memory from one moment on."""
     driver = Driver(arena.suite, arena.out(), executor="process", workers=1)
-    if driver.until(moment):
+    struck = driver.until(moment)
+    if struck:
         for pid in driver.workers():
             try:
                 size = int(Path(f"/proc/{pid}/statm").read_text().split()[0]) * resource.getpagesize()
@@ -368,7 +381,7 @@ def worker_out_of_memory(arena: Arena, moment: Moment) -> Aftermath:
         return Aftermath(
             "out of memory in a worker", moment, notes=[f"left with {driver.code}: {driver.said()[-400:]}"]
         )
-    return aftermath(arena, "out of memory in a worker", moment, driver.out)
+    return aftermath(arena, "out of memory in a worker", moment, driver.out, struck=struck)
 
 
 def file_size_limit(arena: Arena, moment: Moment) -> Aftermath:
@@ -378,7 +391,7 @@ def file_size_limit(arena: Arena, moment: Moment) -> Aftermath:
     if struck:
         resource.prlimit(driver.pid, resource.RLIMIT_FSIZE, (1024, resource.RLIM_INFINITY))
     code = driver.wait()
-    found = aftermath(arena, "a write that stops half-way", moment, driver.out)
+    found = aftermath(arena, "a write that stops half-way", moment, driver.out, struck=struck)
     if code not in (0, 2) or (code == 2 and "cannot write results" not in driver.said()):
         found.notes.append(f"left with {code}: {driver.said()[-400:]}")
     return found
@@ -407,7 +420,8 @@ def disk_full(arena: Arena, moment: Moment) -> Aftermath:
     """A disk that fills up; the run goes on once there is room again."""
     with small_disk(arena.out()) as disk:
         driver = Driver(arena.suite, disk / "results", logs=arena.folder)
-        if driver.until(moment):
+        struck = driver.until(moment)
+        if struck:
             with (disk / "filler").open("wb", buffering=0) as filler:
                 for size in (1 << 16, 1 << 10):
                     try:
@@ -417,7 +431,7 @@ def disk_full(arena: Arena, moment: Moment) -> Aftermath:
                         continue
         code = driver.wait()
         (disk / "filler").unlink(missing_ok=True)
-        found = aftermath(arena, "a full disk", moment, driver.out, logs=arena.folder)
+        found = aftermath(arena, "a full disk", moment, driver.out, struck=struck, logs=arena.folder)
         if code not in (0, 2) or (code == 2 and "cannot write results" not in driver.said()):
             found.notes.append(f"left with {code}: {driver.said()[-400:]}")
         return found
@@ -442,11 +456,12 @@ def folder_read_only(arena: Arena, moment: Moment) -> Aftermath:
     """A results folder that becomes read-only."""
     driver = Driver(arena.suite, arena.out(), prepare=without_root_rights)
     cells = driver.out / "cells"
-    if driver.until(moment):
+    struck = driver.until(moment)
+    if struck:
         cells.chmod(0o555)
     code = driver.wait()
     cells.chmod(0o755)
-    found = aftermath(arena, "a folder that becomes read-only", moment, driver.out)
+    found = aftermath(arena, "a folder that becomes read-only", moment, driver.out, struck=struck)
     if code not in (0, 2) or (code == 2 and "cannot write results" not in driver.said()):
         found.notes.append(f"left with {code}: {driver.said()[-400:]}")
     return found
@@ -456,11 +471,12 @@ def two_drivers(arena: Arena, moment: Moment) -> Aftermath:
     """Two runs on one folder, of which the first is killed; the second does all that is left."""
     out = arena.out()
     first, second = Driver(arena.suite, out), Driver(arena.suite, out)
-    if first.until(moment):
+    struck = first.until(moment)
+    if struck:
         first.signal(signal.SIGKILL)
     first.wait()
     code = second.wait()
-    found = Aftermath("two drivers on one folder", moment, stored=len(first.cells_written()))
+    found = Aftermath("two drivers on one folder", moment, struck, stored=len(first.cells_written()))
     if code:
         found.notes.append(f"the second left with {code}: {second.said()[-400:]}")
     compare(arena, found, out, {}, Counter(c for d in (first, second) for _, c in d.cells_written()))
@@ -470,7 +486,8 @@ def two_drivers(arena: Arena, moment: Moment) -> Aftermath:
 def file_half_written(arena: Arena, moment: Moment) -> Aftermath:
     """A stored file that was cut short, emptied, or overwritten in part."""
     driver = Driver(arena.suite, arena.out())
-    if driver.until(moment):
+    struck = driver.until(moment)
+    if struck:
         driver.signal(signal.SIGKILL)
     driver.wait()
     random_ = random.Random(f"{moment}")
@@ -483,7 +500,7 @@ def file_half_written(arena: Arena, moment: Moment) -> Aftermath:
         rest = random_.choice((b"", b"\0" * (len(content) - cut)))
         path.write_bytes(content[:cut] + rest)
         spoiled = 1
-    return aftermath(arena, "a half-written file", moment, driver.out, spoiled=spoiled)
+    return aftermath(arena, "a half-written file", moment, driver.out, struck=struck, spoiled=spoiled)
 
 
 def interrupted(arena: Arena, moment: Moment, times: int = 1) -> Aftermath:
@@ -497,7 +514,7 @@ def interrupted(arena: Arena, moment: Moment, times: int = 1) -> Aftermath:
             driver.signal(signal.SIGINT)
             time.sleep(0.02)
     code = driver.wait()
-    found = aftermath(arena, f"SIGINT {'once' if times == 1 else 'twice'}", moment, out)
+    found = aftermath(arena, f"SIGINT {'once' if times == 1 else 'twice'}", moment, out, struck=struck)
     said = driver.said()
     if code not in (0, 130) or (code == 130 and found.stored and "the same command goes on" not in said):
         found.notes.append(f"left with {code}: {said[-400:]}")
@@ -557,7 +574,7 @@ def clock_jumps(arena: Arena, moment: Moment) -> Aftermath:
     if not library.exists():
         source.write_text(CLOCK)
         subprocess.run(["cc", "-shared", "-fPIC", "-O1", "-o", library, source], check=True, capture_output=True)
-    shift.write_bytes((0).to_bytes(8, sys.byteorder))
+    shift.write_bytes(bytes(8))
     out = arena.out()
     environment = {**os.environ, "LD_PRELOAD": str(library), "CLOCK_OFFSET": str(shift), "OMP_NUM_THREADS": "1"}
     code = "import sys; from sparsebench.cli import main; sys.argv[0] = 'sparsebench'; main()"
@@ -569,11 +586,12 @@ def clock_jumps(arena: Arena, moment: Moment) -> Aftermath:
         cells = len([p for p in out.glob("cells/*") if not p.name.startswith(".")])
         if cells >= moment.cells:
             jumps += 1
-            shift.write_bytes(random_.randrange(-(10**9), 10**9).to_bytes(8, sys.byteorder, signed=True))
+            with shift.open("r+b") as mapped:  # never cut short: the process has it mapped
+                mapped.write(random_.randrange(-(10**9), 10**9).to_bytes(8, sys.byteorder, signed=True))
             time.sleep(0.02)
         time.sleep(0.005)
     _, said = process.communicate()
-    found = aftermath(arena, "a clock that jumps", moment, out)
+    found = aftermath(arena, "a clock that jumps", moment, out, struck=jumps > 0)
     years = {c.environment.started[:4] for c in Store(out)}
     if process.returncode or not jumps or (moment.cells == 0 and len(years) < 2):
         found.notes.append(f"left with {process.returncode} after {jumps} jumps, in the years {years}: {said[-400:]}")
@@ -600,7 +618,7 @@ def ray_head_killed(arena: Arena, moment: Moment) -> Aftermath:
     if not driver.over():
         driver.signal(signal.SIGKILL)
     driver.wait()
-    found = aftermath(arena, "kill -9 of Ray's head", moment, driver.out)
+    found = aftermath(arena, "kill -9 of Ray's head", moment, driver.out, struck=struck)
     for pid in family:
         if not gone(pid, 10.0):
             os.kill(pid, signal.SIGKILL)

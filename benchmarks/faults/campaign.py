@@ -82,7 +82,7 @@ def _row(arena: faults.Arena, name: str, moments: int, random_: random.Random) -
         "fault": name,
         "title": found[0].fault,
         "tried": len(found),
-        "struck": sum(item.stored < len(arena.expected) for item in found),
+        "struck": sum(item.struck for item in found),
         "good": sum(item.good for item in found),
         "lost": sum(item.lost for item in found),
         "doubled": sum(item.doubled for item in found),

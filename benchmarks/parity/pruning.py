@@ -9,9 +9,9 @@ computed
 here, on the same windows. `ratio` is our perplexity over the peer's, `overlap` the Jaccard index of what was pruned,
 `time` our seconds of preparing over the peer's in the same run. Ties go to the lowest index here and to whatever sorts
 first there: weights that were 4-bit tie often. With llm-compressor weights compete within a row and blocks see what
-earlier blocks lost. torchao 0.18 compares whole layers with the dense model's statistics, and multiplies weights with the
-square of the inputs' norms (`PerChannelNormObserver` sums squares and takes no root): `--norm square` does the same here,
-`--norm paper` shows what that changes.
+earlier blocks lost. torchao 0.18 compares whole layers with the dense model's statistics, and multiplies weights with
+the square of the inputs' norms (`PerChannelNormObserver` sums squares and takes no root): `--norm square` does the same
+here, `--norm paper` shows what that changes.
 """
 
 from __future__ import annotations

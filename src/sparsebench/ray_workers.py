@@ -45,7 +45,7 @@ def cluster(device: str, workers: Workers) -> Iterator[Start]:
     if ours:
         _connect(ray, workers.address or os.environ.get("RAY_ADDRESS"))
     try:
-        resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+        resources: dict[str, float] = ray.cluster_resources()
         gpus = _gpus(resources.get("GPU", 0.0), device, workers)
         cpus = max(1, int(resources.get("CPU", 1.0)) // max(1, workers.count))
         actor = ray.remote(_Actor)

@@ -121,6 +121,7 @@ def run_suite(
     tally = _Tally(todo, len(cells) - len(todo), progress)
     with tally, interruptible() as stop:
         EXECUTORS[executor](todo, store, device, made, staff, tally.on_done, stop)
+    store.sweep()
     left = len(todo) - tally.done
     return RunOutcome(store.root, tally.done, len(cells) - len(todo), tally.failed, left, stop.asked and left > 0)
 

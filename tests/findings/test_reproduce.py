@@ -142,3 +142,16 @@ def test_findings_are_listed() -> None:
     ran = CliRunner().invoke(app, ["reproduce", "--json"])
     rows = json.loads(ran.stdout)
     assert len(rows) == 10 and all(len(row["rule_sha256"]) == 64 for row in rows)
+
+
+def test_listing_findings_needs_no_heavy_library() -> None:
+    import subprocess
+    import sys
+
+    program = "import sys\n" + "".join(
+        f"sys.modules[{name!r}] = None\n" for name in ("torch", "transformers", "pandas", "scipy", "pyarrow", "lm_eval")
+    )
+    program += "from sparsebench.cli import main\nmain()"
+    ran = subprocess.run([sys.executable, "-c", program, "reproduce"], capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+    assert "wina-beats-teal" in ran.stdout

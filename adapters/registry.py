@@ -36,6 +36,7 @@ def _plugins() -> dict[str, EntryPoint]:
     return {point.name: point for point in entry_points(group=GROUP) if point.name not in _modules()}
 
 
+@cache
 def _adapter_of(module_name: str, method: str) -> type[Adapter]:
     module = importlib.import_module(module_name)
     for _, value in inspect.getmembers(module, inspect.isclass):

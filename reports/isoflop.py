@@ -49,6 +49,11 @@ class IsoCurve:
     points: tuple[tuple[float, float], ...]
 
 
+def compared(table: pd.DataFrame) -> list[Tradeoff]:
+    """What there is to compare; stacks over several families too, which have a cost and no one sparsity."""
+    return tradeoffs(table.assign(sparsity=table["sparsity"].fillna(0.0)))
+
+
 def costed(tradeoff: Tradeoff, measure: Measure) -> list[Row]:
     """Rows whose cost is known."""
     return [row for row in tradeoff.rows if known(row[measure]) and math.isfinite(row[measure])]
@@ -89,7 +94,7 @@ def iso_table(table: pd.DataFrame, levels: Iterable[float], measure: Measure = "
     """
     wanted = list(levels)
     found = []
-    for tradeoff in tradeoffs(table):
+    for tradeoff in compared(table):
         dense = tradeoff.dense if tradeoff.dense is not None else math.nan
         for curve in curves(tradeoff, measure):
             row: dict[str, Any] = {
@@ -132,7 +137,7 @@ def draw(tradeoff: Tradeoff, style: Mapping[tuple[str, str], Style], measure: Me
     found = curves(tradeoff, measure)
     legend = 0.25 + 0.19 * math.ceil((len(found) + 2) / 2)
     figure = Figure(figsize=(6.4, 3.6 + legend))
-    axes = figure.add_axes((0.11, (0.55 + legend) / (3.6 + legend), 0.86, 2.9 / (3.6 + legend)))
+    axes = figure.add_axes((0.11, (0.55 + legend) / (3.6 + legend), 0.86, 2.7 / (3.6 + legend)))
     _baseline(axes, tradeoff)
     front = pareto(tradeoff, measure)
     steps = [(row[measure], row["value"]) for row in front]
@@ -151,6 +156,9 @@ def draw(tradeoff: Tradeoff, style: Mapping[tuple[str, str], Style], measure: Me
             markersize=5,
             label=name + (f" ({curve.role})" if curve.role != "method" else ""),
         )
+    values = [value for curve in found for _, value in curve.points]
+    if not tradeoff.higher_is_better and min(values) > 0 and max(values) > 5 * min(values):
+        axes.set_yscale("log")
     axes.invert_xaxis()
     axes.set_xlabel(MEASURES[measure])
     axes.set_ylabel(printable(tradeoff.metric, 40))
@@ -180,7 +188,7 @@ def write_isoflop(
     folder.mkdir(parents=True, exist_ok=True)
     style = styles(table)
     written = []
-    for tradeoff in tradeoffs(table):
+    for tradeoff in compared(table):
         for measure in measures:
             if not costed(tradeoff, measure):
                 continue

@@ -95,3 +95,27 @@ def test_dense_text_is_the_models_own_greedy_continuation(tmp_path: Any) -> None
     prompt = len(system.tokenizer.encode(models.STORIES[0][:50]))
     assert list(asked[0].positions) == [prompt - 1 + place for place in (*EARLY, *LATE)]
     assert asked[0].prefill == prompt - 1
+
+
+@pytest.mark.parametrize(("method", "dense"), [("griffin", True), ("top-k-mlp", False)])
+def test_the_dense_model_is_asked_only_where_prefill_is_dense(
+    tmp_path: Any, monkeypatch: pytest.MonkeyPatch, method: str, dense: bool
+) -> None:
+    import json
+
+    monkeypatch.setattr("sparsebench.tasks.divergence.DENSE_PREFILL", 1e-6)  # random weights: nearly even predictions
+
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"id": "0", "prompt": models.STORIES[0][:50], "target": ""}) + "\n")
+    system = models.tiny_system("llama")
+    bound = DivergenceTask(definition("continuation", [{"path": str(tmp_path / "rows.jsonl")}])).bind(system.tokenizer)
+    bound.observe(system)
+    with attached(system, [create(method, sparsity=0.5)]) as (sparse, _):
+        found = bound.evaluate(sparse).samples
+        own = bound._continued(sparse)[0]
+    assert found["unlikely_late"].notna().all() == dense
+    if dense:
+        whole = [*system.tokenizer.encode(models.STORIES[0][:50]), *own]
+        with torch.no_grad():
+            logprobs = system.model(torch.tensor([whole])).logits[0].log_softmax(-1)
+        by_hand = [-float(logprobs[at - 1, whole[at]]) for at in range(len(whole) - 8, len(whole))]
+        assert found["unlikely_late"][0] == pytest.approx(sum(by_hand) / 8, rel=1e-3)

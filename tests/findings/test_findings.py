@@ -443,7 +443,7 @@ def contextual() -> rules.Contextual:
         statement="",
         early=rules.Measured(task="texts", metric="early"),
         late=rules.Measured(task="texts", metric="late"),
-        agreement=rules.Measured(task="texts", metric="agree"),
+        unlikely=rules.Measured(task="texts", metric="unlikely"),
         sparse=[rules.Row(method="griffin")],
         corrected=[rules.Row(method="sirius")],
         level=0.5,
@@ -467,27 +467,26 @@ def contextual() -> rules.Contextual:
 def test_drift_and_its_recovery(folder: Folder, gap, recovered, density, n, verdict) -> None:
     from sparsebench.metrics import Metric
 
-    metrics = [
-        Metric(name=name, column=name, higher_is_better=name == "agree", headline=name == "late")
-        for name in ("early", "late", "agree")
-    ]
+    columns = ("early", "late", "unlikely")
+    metrics = [Metric(name=name, column=name, higher_is_better=False, headline=name == "late") for name in columns]
     draw = np.random.default_rng(6)
     names = [f"t{i}" for i in range(n)]
-    early, agree = draw.gamma(2, 0.2, n), draw.uniform(0.1, 0.5, n)
-    for method, share in (("griffin", 0.0), ("sirius", recovered)):
+    early, own, lost = draw.gamma(2, 0.2, n), draw.uniform(0.5, 1.5, n), draw.uniform(0.2, 0.6, n)
+    for method, share in (("", 1.0), ("griffin", 0.0), ("sirius", recovered)):
         frame = pd.DataFrame(
             {
                 "sample": names,
                 "cluster": names,
                 "early": early,
                 "late": np.maximum(early + gap + draw.normal(0, 0.1, n), 0),
-                "agree": agree + share * (1 - agree),
+                "unlikely": own + lost * (1 - share),
             }
         )
         facts = {"densities": {"effective density in decode": density}} if method == "sirius" else {}
-        folder.cell("texts", metrics, frame, method=method, budget={"sparsity": 0.5}, **facts)
+        folder.cell("texts", metrics, frame, method=method, budget={"sparsity": 0.5} if method else None, **facts)
     found = answer(folder, contextual())
     assert found.verdict == verdict, found.figures
+    assert found.figures[1].value == pytest.approx(recovered)
 
 
 def interpolation(**changes: object) -> rules.Interpolation:

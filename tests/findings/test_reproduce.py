@@ -95,7 +95,7 @@ def test_a_finding_runs_once_and_is_asked_again(tiny: Path, tmp_path: Path) -> N
 
 
 def test_drift_is_measured_along_dense_text(tiny: Path, tmp_path: Path) -> None:
-    columns = {"late": "kl_late", "early": "kl_early", "agree": "agree_late"}
+    columns = {"late": "kl_late", "early": "kl_early", "agree": "agree_late", "unlikely": "unlikely_late"}
     metrics = [
         {"name": n, "column": c, "higher_is_better": n == "agree", "headline": n == "late"} for n, c in columns.items()
     ]
@@ -109,7 +109,7 @@ def test_drift_is_measured_along_dense_text(tiny: Path, tmp_path: Path) -> None:
         "kind": "contextual-gap",
         "early": {"task": "tiny-texts", "metric": "early"},
         "late": {"task": "tiny-texts", "metric": "late"},
-        "agreement": {"task": "tiny-texts", "metric": "agree"},
+        "unlikely": {"task": "tiny-texts", "metric": "unlikely"},
         "sparse": [{"method": "griffin"}],
         "corrected": [{"method": "sirius"}],
         "level": 0.5,
@@ -125,6 +125,7 @@ def test_drift_is_measured_along_dense_text(tiny: Path, tmp_path: Path) -> None:
     assert "3 texts of 500" in found["figures"][0]["note"]
     by_label = {cell.record.placement.label: cell for cell in Store(tmp_path / "out")}
     values = {m.metric.name: m.value for m in by_label["dense"].record.outcome.metrics}
+    assert 0 < values.pop("unlikely")
     assert values == {"late": 0.0, "early": 0.0, "agree": 1.0}
     sparse = {m.metric.name: m.value for m in by_label["griffin 50%"].record.outcome.metrics}
     assert sparse["late"] > 0 and sparse["early"] > 0

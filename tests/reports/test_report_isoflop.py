@@ -61,6 +61,12 @@ def test_levels_that_a_method_has_not_are_empty(table: pd.DataFrame) -> None:
         assert not each["method"].startswith("dense")
 
 
+def test_stacks_have_a_cost_and_no_sparsity_and_are_there(table: pd.DataFrame) -> None:
+    several = table.assign(sparsity=math.nan)
+    assert not tradeoffs(several)
+    pd.testing.assert_frame_equal(isoflop.iso_table(several, [0.9]), isoflop.iso_table(table, [0.9]))
+
+
 def test_figures_are_the_same_bytes_each_time(table: pd.DataFrame, tmp_path: Path) -> None:
     first = isoflop.write_isoflop(table, tmp_path / "a", formats=("svg",))
     second = isoflop.write_isoflop(table, tmp_path / "b", formats=("svg",))

@@ -48,25 +48,26 @@ def _gap(rule: Contextual, results: Results, row: Row) -> Figure:
 
 
 def _recovery(rule: Contextual, results: Results, sparse: Row, corrected: Row) -> Figure:
-    task = rule.agreement.task
-    rows = [results.at(row, task, "sparsity", rule.level) for row in (sparse, corrected)]
-    sheet = results.sheet(rule.agreement, rows)
+    task = rule.unlikely.task
+    rows = [results.dense(task), *(results.at(row, task, "sparsity", rule.level) for row in (sparse, corrected))]
+    sheet = results.sheet(rule.unlikely, rows)
 
     def recovered(means: Sequence[Array]) -> Array:
-        lost = 1 - means[0][:, 0]
-        return np.where(lost > 0, (means[0][:, 1] - means[0][:, 0]) / np.where(lost > 0, lost, 1), np.nan)
+        dense, without, with_it = means[0].T
+        lost = without - dense
+        return np.where(lost > 0, (without - with_it) / np.where(lost > 0, lost, 1), np.nan)
 
     found = Resampled([sheet], rule.resamples, rule.seed).joint(recovered)
     low, high = found.bounds.lower(rule.alpha), found.bounds.upper(rule.alpha)
-    density = effective_density(rows[1])
+    density = effective_density(rows[2])
     verdict: Verdict = "holds" if low >= rule.recovery else "refuted" if high < rule.recovery else "underpowered"
     if verdict == "holds" and not density < rule.density:
         verdict = "refuted"
     lack = f"{sheet.samples} texts of {rule.samples}" if sheet.samples < rule.samples else ""
-    agreement = ", ".join(f"{mean:.3f}" for mean in sheet.means)
-    note = lack or f"agreement with dense {agreement}; effective density {density:.3f}, to be below {rule.density:g}"
-    what = f"{corrected.label} at {rule.level:g}: share recovered (of lost agreement)"
-    return Figure(what, found.value, low, high, "", "underpowered" if lack else verdict, note)
+    said = ", ".join(f"{mean:.3f}" for mean in sheet.means)
+    note = f"dense, sparse and corrected {said} nats; effective density {density:.3f}, to be below {rule.density:g}"
+    what = f"{corrected.label} at {rule.level:g}: share recovered (of what dense holds for more unlikely)"
+    return Figure(what, found.value, low, high, "", "underpowered" if lack else verdict, lack or note)
 
 
 def effective_density(cells: Replicates) -> float:

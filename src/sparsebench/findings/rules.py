@@ -153,7 +153,8 @@ class Contextual(Rule):
     kind: Literal["contextual-gap"]
     early: Measured
     late: Measured
-    agreement: Measured
+    unlikely: Measured
+    """How unlikely the dense model holds what each model wrote."""
     sparse: list[Row] = Field(min_length=1)
     corrected: list[Row] = Field(min_length=1)
     """In the order of `sparse`: the same methods, corrected."""

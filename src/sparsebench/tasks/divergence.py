@@ -6,13 +6,15 @@ as long as it is loaded. Two forms:
 - `divergence`: over windows of a text, at every eighth token;
 - `continuation`: along the dense model's own greedy text behind each prompt, at its tokens 1 to 8 and 57 to 64. Both
   models are fed the same text, so that a difference of late and early tokens is no difference of texts. Beside it the
-  sparse model continues each prompt by itself, and its tokens are compared with the dense model's, place by place.
+  sparse model continues each prompt by itself: its tokens are compared with the dense model's, place by place, and the
+  dense model says how unlikely it holds them. It is asked in prefill, which methods that act in decode leave dense;
+  where prefill is not, by the dense text's own distributions, it is not asked, and that column is empty.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -32,6 +34,8 @@ EVERY = 8
 """Tokens between the positions of a window at which distributions are compared: a vocabulary is large."""
 EARLY, LATE = range(0, 8), range(56, 64)
 """Places of generated tokens that are compared."""
+DENSE_PREFILL = 0.01
+"""Mean KL divergence in nats below which prefill counts as dense: that of half-precision rounding is a tenth of it."""
 
 
 @dataclass
@@ -155,6 +159,7 @@ class BoundContinuationTask(BoundPromptTask):
             [[a == b for a, b in zip(x, y, strict=True)] for x, y in zip(own, reference.texts, strict=True)],
             dtype=float,
         )
+        unlikely = self._unlikely(system, own) if prefill_is_dense(system, reference) else np.full(len(own), np.nan)
         names = [row["sample"] for row in self.rows]
         frame = pd.DataFrame(
             {
@@ -164,9 +169,24 @@ class BoundContinuationTask(BoundPromptTask):
                 "kl_late": [float(values[split:].mean()) for values in kl],
                 "agree": agree.mean(axis=1),
                 "agree_late": agree[:, LATE.start : LATE.stop].mean(axis=1),
+                "unlikely_late": unlikely,
             }
         )
         return TaskResult(frame, {"tokens": LATE.stop})
+
+    def _unlikely(self, system: Any, texts: list[list[int]]) -> np.ndarray:
+        """Mean negative log-likelihood of the late tokens of each text, read in prefill, `[prompts]`."""
+        from sparsebench.engine.scoring import Scored, score
+
+        whole = [[*prompt, *text] for prompt, text in zip(self._prompts(), texts, strict=True)]
+        found = score(system, [Scored(tokens, len(LATE), len(tokens)) for tokens in whole])
+        return np.array([-float(scores.logprobs.mean()) for scores in found])
+
+
+def prefill_is_dense(system: Any, reference: Observed) -> bool:
+    """Whether the dense text has the dense model's own distributions when all of it runs in prefill."""
+    kl, _ = compared(system, replace(reference, asked=[replace(a, prefill=len(a.tokens)) for a in reference.asked]))
+    return float(np.mean(np.concatenate(kl))) < DENSE_PREFILL
 
 
 def observed(task: BoundDivergenceTask | BoundContinuationTask, system: Any) -> Observed:

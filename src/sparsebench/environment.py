@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import subprocess
 import sys
 from functools import cache
@@ -63,7 +64,13 @@ def hardware(device: str = "cpu") -> str:
 
 @cache
 def commit() -> tuple[str | None, bool | None]:
-    """Commit of the source tree that runs, and whether it has changes; (None, None) for an installed package."""
+    """Commit of the source tree that runs, and whether it has changes; (None, None) for an installed package.
+
+    Where the tree was copied without its history, `SPARSEBENCH_COMMIT` names the commit; changes are then unknown.
+    """
+    named = os.environ.get("SPARSEBENCH_COMMIT", "")
+    if re.fullmatch(r"[0-9a-f]{7,40}", named):
+        return named, None
     here = os.path.dirname(os.path.abspath(__file__))
     try:
         top = subprocess.run(["git", "-C", here, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10)

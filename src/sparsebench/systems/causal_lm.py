@@ -87,6 +87,9 @@ class CausalLM(System):
         self.ref = ref
         self.fingerprint = fingerprint or hash_weights(model)
         self.device: torch.device = next(model.parameters()).device
+        if self.device.type == "cuda":
+            # cuDNN's attention builds a plan for every shape, and packed rows hardly ever have the same one twice.
+            torch.backends.cuda.enable_cudnn_sdp(False)
         self.batch_default = batch_tokens or BATCH_TOKENS.get(self.device.type, BATCH_TOKENS["cpu"])
         self.batch_tokens = self.batch_default
         self.max_lanes = max_lanes or MAX_LANES.get(self.device.type, MAX_LANES["cpu"])

@@ -60,7 +60,7 @@ class InputStatistics:
     def of(cls, x: torch.Tensor, gram: bool = False) -> InputStatistics:
         """Those of one batch, [..., in]; summed in float32."""
         flat = x.detach().reshape(-1, x.shape[-1]).to(torch.float32, copy=True)
-        sums, product = flat.sum(0).double(), flat.T @ flat if gram else None
+        sums, product = flat.sum(0).double(), _gram(flat) if gram else None
         return cls(flat.shape[0], sums, flat.square_().sum(0).double(), product)
 
     def add(self, other: InputStatistics) -> None:
@@ -70,6 +70,21 @@ class InputStatistics:
         self.squares += other.squares
         if self.gram is not None and other.gram is not None:
             self.gram += other.gram
+
+
+GRAM_BLOCK = 256
+"""Channels of a block of X X^T."""
+
+
+def _gram(flat: torch.Tensor) -> torch.Tensor:
+    """X X^T of x [tokens, in]: one half is multiplied, block by block, and the other is its mirror image."""
+    channels = flat.shape[1]
+    product = flat.new_empty(channels, channels)
+    for first in range(0, channels, GRAM_BLOCK):
+        last = min(first + GRAM_BLOCK, channels)
+        torch.mm(flat[:, first:last].T, flat[:, first:], out=product[first:last, first:])
+        product[last:, first:last] = product[first:last, last:].T
+    return product
 
 
 Statistics = dict[str, InputStatistics]

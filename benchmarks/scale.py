@@ -131,6 +131,19 @@ def write(folder: Path, cells: int) -> dict[str, Any]:
     return _measured(work)
 
 
+def check_stored(folder: Path, cells: int) -> dict[str, Any]:
+    """Reading and hashing every stored cell, as the first run does on a folder that came from elsewhere."""
+    from sparsebench.store import Store
+
+    store = Store(folder / "results")
+    return _measured(lambda: len(store.finished_among(store.ids())))
+
+
+def look_at_stored(folder: Path, cells: int) -> dict[str, Any]:
+    """The same once more: what was found whole and has not changed is not read again."""
+    return check_stored(folder, cells)
+
+
 def resume_with_all_stored(folder: Path, cells: int) -> dict[str, Any]:
     """What a run does before its first cell: planning, and looking at what is stored."""
     import transformers  # noqa: F401
@@ -138,14 +151,6 @@ def resume_with_all_stored(folder: Path, cells: int) -> dict[str, Any]:
     from sparsebench.suite_run import run_suite
 
     return _measured(lambda: run_suite(str(folder / "suite.yaml"), folder / "results", device="cpu").skipped)
-
-
-def look_at_stored(folder: Path, cells: int) -> dict[str, Any]:
-    """Of that, looking at what is stored alone."""
-    from sparsebench.store import Store
-
-    store = Store(folder / "results")
-    return _measured(lambda: len(store.finished_cells()))
 
 
 def read_records(folder: Path, cells: int) -> dict[str, Any]:
@@ -162,7 +167,10 @@ def collect(folder: Path, cells: int) -> dict[str, Any]:
     return _measured(lambda: int(collect_(folder / "results")["cell"].nunique()))
 
 
-STEPS = {step.__name__: step for step in (plan, write, look_at_stored, resume_with_all_stored, read_records, collect)}
+STEPS = {
+    step.__name__: step
+    for step in (plan, write, check_stored, look_at_stored, resume_with_all_stored, read_records, collect)
+}
 
 if __name__ == "__main__":
     main()

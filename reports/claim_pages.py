@@ -55,6 +55,7 @@ def cost_views(costs: Sequence[CostOfKeeping], pages: Pages) -> list[dict[str, A
             "method": cost.row["method"],
             "config": cost.row["config"],
             "model": cost.row["model"],
+            "tier": cost.row["tier"],
             "page": pages.method(cost.row["method"]),
             "budget": cost.budget,
             "flops": cost.flops,

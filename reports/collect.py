@@ -12,6 +12,7 @@ import pandas as pd
 from sparsebench.budget import Budget
 from sparsebench.errors import SparseBenchError
 from sparsebench.records import MemberSpec
+from sparsebench.reports.claim_answer import tier_of
 from sparsebench.reports.comparisons import Judged, Judgement
 from sparsebench.reports.notation import printable
 from sparsebench.reports.sources import Source, open_sources
@@ -30,6 +31,7 @@ COLUMNS: dict[str, tuple[str, str]] = {
     "method": (TEXT, "Method; `dense` for the baseline of language models; a stack is `a+b`."),
     "config": (TEXT, "Knobs as printed."),
     "model": (TEXT, "Reference of the system under test."),
+    "tier": (TEXT, "Size of that model: `S` below 1B parameters, `M` to 9B, `L` above; empty where it is not known."),
     "task": (TEXT, "Task."),
     "phase": (TEXT, "Phases in which the method acted: `prefill`, `decode`, both, or none."),
     "budget": (TEXT, "How sparse it was asked to be."),
@@ -165,6 +167,7 @@ def _cell_columns(item: Judged) -> dict[str, Any]:
         "method": method_name(item.cell),
         "config": place.config,
         "model": spec.system.ref,
+        "tier": tier_of([record.system.get("parameters")]),
         "task": spec.task.id,
         "phase": outcome.phase,
         "budget": budget_name(spec.stack),

@@ -22,8 +22,9 @@ from sparsebench.errors import InputError, SparseBenchError, UnknownNameError
 from sparsebench.identity import canonical
 from sparsebench.reports import notation
 from sparsebench.reports.comparisons import Judged, Judgement
+from sparsebench.reports.rules import with_largest_loss
 from sparsebench.reports.sequences import level
-from sparsebench.reports.sources import Source, open_sources
+from sparsebench.reports.sources import open_sources
 from sparsebench.reports.verdicts import TESTED_ROLES, judge
 from sparsebench.stats import holm_of_sequences, intersection_union
 
@@ -127,7 +128,9 @@ def recommend(wanted: Wanted, *results_folders: str | os.PathLike[str]) -> Recom
         )
     from sparsebench.systems.sizes import weightless
 
-    judged = [j for j in judge(_with_margin(open_sources(results_folders), wanted)) if _is_lm(j)]
+    judged = [
+        j for j in judge(with_largest_loss(open_sources(results_folders), wanted.max_loss, wanted.alpha)) if _is_lm(j)
+    ]
     ref = _model(judged, wanted.model)
     mine = [j for j in judged if j.cell.spec.system.ref == ref and not j.is_baseline]
     tested = [j for j in mine if j.cell.record.placement.role in TESTED_ROLES]
@@ -158,12 +161,6 @@ def recommend(wanted: Wanted, *results_folders: str | os.PathLike[str]) -> Recom
 
 def _is_lm(item: Judged) -> bool:
     return item.cell.spec.system.kind == "causal-lm"
-
-
-def _with_margin(sources: Sequence[Source], wanted: Wanted) -> list[Source]:
-    """The same sources, as if their suites had declared the largest loss as the margin of everything."""
-    rule = {"alpha": wanted.alpha, "margins": {"*": {"*": {"relative": wanted.max_loss}}}}
-    return [replace(s, suite={"suite": {"suite": "recommend", "conclude": rule}}) for s in sources]
 
 
 def _model(judged: Sequence[Judged], name: str) -> str:

@@ -79,7 +79,7 @@ class CostOfKeeping:
 
 
 def costs_of_keeping(table: pd.DataFrame) -> list[CostOfKeeping]:
-    """The cost of each method at its largest level that is safe on all tasks with signal.
+    """The cost of each method at its largest level that is safe on all tasks with signal, by the table's own margins.
 
     A level is safe where its loss is below the margin on every task and headline metric (intersection-union), and
     levels are tested in order from the least sparse, as in `safe_sparsities`.

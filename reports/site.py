@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jinja2
 import pandas as pd
@@ -22,8 +22,11 @@ from sparsebench.reports.cell_pages import cell_page
 from sparsebench.reports.claim_pages import STATUSES, claim_view, cost_views, feed_entries
 from sparsebench.reports.collect import COLUMNS, table_of
 from sparsebench.reports.comparisons import Judged
+from sparsebench.reports.finding_pages import NOT_MEASURED, finding_views
+from sparsebench.reports.leaderboard_pages import families_of, files_of, leaderboard_pages
 from sparsebench.reports.ledger import TIERS, LedgerClaim, LedgerRow, evaluate_sources
 from sparsebench.reports.overview import facts, source_line
+from sparsebench.reports.rules import declares_only, with_largest_loss
 from sparsebench.reports.safe import costs_of_keeping, safe_sparsities
 from sparsebench.reports.sources import Source, open_sources
 from sparsebench.reports.task_pages import task_pages
@@ -42,20 +45,26 @@ from sparsebench.reports.views import (
     row_views,
     safe_table,
     verdict_counts,
-    with_baselines,
 )
+
+if TYPE_CHECKING:
+    from sparsebench.findings.definition import Finding
 
 HERE = Path(__file__).parent
 MANIFEST = ".sparsebench-site"
-ROWS_OF_A_PAGE = 1200
+ROWS_OF_A_PAGE = 600
 """Rows of one leaderboard page; more are split into parts."""
 ROWS_OF_A_TABLE = 600
 """Rows of the table on a method's or task's page."""
+LARGEST_LOSS = 0.05
+"""The loss, relative to the baseline, at which each method's one number says what it costs."""
+METHODS_SHOWN = 40
+"""Lines of the overview's tables of methods."""
 FAILED_SHOWN = 100
 CHANGES_SHOWN = 20
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
-    "base-uri 'none'; form-action 'none'"
+    "connect-src 'self'; base-uri 'none'; form-action 'none'"
 )
 NAVIGATION = (
     ("Overview", "index.html"),
@@ -63,6 +72,7 @@ NAVIGATION = (
     ("Methods", "methods/index.html"),
     ("Tasks", "tasks/index.html"),
     ("Claims", "claims.html"),
+    ("Findings", "findings.html"),
     ("Downloads", "downloads.html"),
     ("About", "about.html"),
 )
@@ -75,6 +85,7 @@ def build_site(
     cards: Cards = installed_method,
     descriptions: Descriptions | None = None,
     claims: Sequence[LedgerClaim] = (),
+    findings: Sequence[Finding] | None = None,
 ) -> Path:
     """Build the site of one or more results folders.
 
@@ -86,6 +97,7 @@ def build_site(
         cards: The card of a method by its id; those that are installed unless told.
         descriptions: What each task asks, by its id; those of the package unless told.
         claims: Claims of papers that the results are asked about.
+        findings: Findings that are shown; those of the package unless told, where claims are or one was measured.
 
     Returns:
         The site's `index.html`.
@@ -99,7 +111,11 @@ def build_site(
     judged = judge(sources, changes=CHANGES_SHOWN)
     table = table_of(judged, sources)
     described = _descriptions() if descriptions is None else descriptions
-    builder = _Builder(Path(out), sources, judged, table, cards, described, evaluate_sources(claims, sources))
+    asked = evaluate_sources(claims, sources)
+    found = finding_views(_findings() if findings is None else findings, sources)
+    if findings is None and not claims and all(view["status"] == NOT_MEASURED for view in found):
+        found = []
+    builder = _Builder(Path(out), sources, judged, table, cards, described, asked, found, _at_largest_loss(sources))
     try:
         builder.build()
     except OSError as error:
@@ -111,6 +127,19 @@ def _descriptions() -> Descriptions:
     from sparsebench.tasks.registry import definitions
 
     return {definition.task: definition.description or definition.title for definition in definitions()}
+
+
+def _at_largest_loss(sources: Sequence[Source]) -> pd.DataFrame | None:
+    """The table as if every suite had declared `LARGEST_LOSS`; None where all have."""
+    if all(declares_only(source, LARGEST_LOSS) for source in sources):
+        return None
+    return table_of(judge(with_largest_loss(sources, LARGEST_LOSS)))
+
+
+def _findings() -> list[Finding]:
+    from sparsebench.findings.definition import findings
+
+    return findings()
 
 
 class _Builder:
@@ -125,20 +154,22 @@ class _Builder:
         cards: Cards,
         descriptions: Descriptions,
         claims: Sequence[LedgerRow],
+        findings: Sequence[dict[str, Any]],
+        limited: pd.DataFrame | None,
     ) -> None:
-        self.claims = claims
-        self.nav = [entry for entry in NAVIGATION if claims or entry[0] != "Claims"]
+        self.claims, self.findings = claims, findings
+        absent = {name for name, shown in (("Claims", claims), ("Findings", findings)) if not shown}
+        self.nav = [entry for entry in NAVIGATION if entry[0] not in absent]
         self.out, self.sources, self.judged, self.table = out, sources, judged, table
         self.cards, self.descriptions = cards, descriptions
         self.pages = Pages((item.source.name, item.cell.id) for item in judged)
         self.rows = row_views(table, self.pages)
         self.headline = [row for row in self.rows if row["headline"] or row["status"] == "failed"]
         self.safe = safe_sparsities(table)
-        self.costs = costs_of_keeping(table)
+        self.costs = costs_of_keeping(table if limited is None else limited)
         self.written: list[str] = []
         self.environment = _environment()
         self.facts = facts(self.headline, judged, sources)
-        self.leaderboard_files: dict[str, str] = {}
 
     def build(self) -> None:
         """Write everything."""
@@ -146,8 +177,10 @@ class _Builder:
         figures = figure_views(self.table)
         for figure in figures:
             self._write(figure.file, figure.text.encode())
-        self._leaderboard()
-        self._index(figures)
+        groups = families_of(self.headline, ROWS_OF_A_PAGE)
+        for path, template, context in leaderboard_pages(groups, self.safe, self.pages, ROWS_OF_A_PAGE):
+            self._page(path, template, "Leaderboard", **context)
+        self._index(figures, files_of(groups))
         self._methods()
         for path, template, context in task_pages(
             self.rows, self.judged, figures, self.pages, self.descriptions, ROWS_OF_A_TABLE
@@ -156,6 +189,8 @@ class _Builder:
         self._cells()
         if self.claims:
             self._claims()
+        if self.findings:
+            self._page("findings.html", "findings.html", "Findings", rows=self.findings)
         self._write(
             "feed.xml",
             feed("SparseBench: results", list(feed_entries(self.sources, self.judged, self.claims))).encode(),
@@ -201,7 +236,7 @@ class _Builder:
                     place.unlink()
         manifest.write_text("".join(f"{line}\n" for line in sorted(kept)), encoding="utf-8")
 
-    def _index(self, figures: Sequence[FigureView]) -> None:
+    def _index(self, figures: Sequence[FigureView], leaderboards: Mapping[str, str]) -> None:
         failed = [row for row in self.headline if row["status"] == "failed"]
         # One row of panels reads best; of those, the figure that compares most.
         figure = min(figures, key=lambda f: (f.kinds, -min(f.rows, 400), f.file), default=None)
@@ -209,50 +244,19 @@ class _Builder:
             "index.html",
             "index.html",
             "Overview",
-            counts=verdict_counts(self.headline, lambda f: self.leaderboard_files.get(f, "leaderboard/index.html")),
-            safe=safe_table(self.safe, self.pages, most=40),
-            costs=cost_views(self.costs, self.pages),
+            counts=verdict_counts(self.headline, lambda f: leaderboards.get(f, "leaderboard/index.html")),
+            safe=safe_table(self.safe, self.pages, most=METHODS_SHOWN),
+            costs=(costs := cost_views(self.costs, self.pages))[:METHODS_SHOWN],
+            costs_left_out=max(0, len(costs) - METHODS_SHOWN),
+            largest_loss=LARGEST_LOSS,
+            tiers=TIERS,
+            claims=[claim_view(row, self.pages) for row in self.claims],
+            findings=self.findings,
             figure=figure,
             failed=[Row(row, page=self.pages.cell(row["source"], row["cell"])) for row in failed[:FAILED_SHOWN]],
             failed_left_out=max(0, len(failed) - FAILED_SHOWN),
             sources=[source_line(source, self.judged) for source in self.sources],
         )
-
-    def _leaderboard(self) -> None:
-        """A page a family, and one with everything while that is small; long ones in parts."""
-        families = family_order(row["family"] for row in self.headline)
-        groups: dict[str, list[Row]] = {}
-        if len(self.headline) <= ROWS_OF_A_PAGE or not families:
-            groups["all"] = with_baselines(self.headline, [])
-        for family in families:
-            rows = [row for row in self.headline if row["family"] == family]
-            groups[family or "unreadable"] = with_baselines(rows, self.headline)
-        names = {name: "index" if k == 0 else notation.slug(name) for k, name in enumerate(groups)}
-        self.leaderboard_files = {name: f"leaderboard/{file}.html" for name, file in names.items()}
-        for name, rows in groups.items():
-            parts = [rows[i : i + ROWS_OF_A_PAGE] for i in range(0, max(len(rows), 1), ROWS_OF_A_PAGE)]
-            files = [f"{names[name]}{f'-{k + 1}' if k else ''}.html" for k in range(len(parts))]
-            tabs = [
-                {"name": n, "file": f"{names[n]}.html", "rows": len(r), "current": n == name} for n, r in groups.items()
-            ]
-            safe = [s for s in self.safe if name in ("all", s.row["family"])] if name != "all" else []
-            for k, part in enumerate(parts):
-                self._page(
-                    f"leaderboard/{files[k]}",
-                    "leaderboard.html",
-                    "Leaderboard",
-                    title=f"Leaderboard: {name}" + (f", part {k + 1}" if k else ""),
-                    caption=f"Results, {name}" + (f", part {k + 1} of {len(parts)}" if len(parts) > 1 else ""),
-                    tabs=tabs,
-                    families=family_order(row["family"] for row in part if row["family"]) if name == "all" else [],
-                    tasks=sorted({row["task"] for row in part if row["task"]}),
-                    verdicts=[v for v in notation.VERDICTS if any(row["verdict"] == v for row in part)],
-                    rows=part,
-                    total=len(rows),
-                    fixed=fixed_columns(part),
-                    pages=[{"file": file, "current": j == k} for j, file in enumerate(files)],
-                    safe=safe_table(safe if k == 0 else [], self.pages),
-                )
 
     def _methods(self) -> None:
         """A page for each method and stack, and their list."""

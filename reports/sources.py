@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 
 from sparsebench.errors import InputError, IntegrityError
 from sparsebench.metrics import Metric
+from sparsebench.packing import SUFFIX
 from sparsebench.store import Store, StoredCell
 
 Array = npt.NDArray[np.float64]
@@ -67,7 +68,7 @@ def short_names(paths: Sequence[Path]) -> list[str]:
 
 def _open(root: Path, name: str) -> Source:
     store = Store.open(root)
-    source = Source(name, root, store.suite(), {})
+    source = Source(name.removesuffix(SUFFIX), store.root, store.suite(), {})
     for identity in store.ids():
         try:
             source.cells[identity] = store.read(identity)

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sparsebench.claims import FILE as CLAIMS
 from sparsebench.errors import IntegrityError
+from sparsebench.leases import FILE as LEASES
 from sparsebench.reports.notation import printable
 from sparsebench.reports.pairing import align, metric_mismatch, task_mismatch
 from sparsebench.reports.sources import Cells, Samples, Source, open_sources, read_samples
@@ -126,7 +126,7 @@ def _folder(source: Source) -> Iterator[Finding]:
     if links:
         yield found("error", "folder", f"links instead of files: {', '.join(sorted(p.name for p in links)[:5])}")
     strange = sorted(
-        p.name for p in cells.iterdir() if not (CELL_ID.fullmatch(p.name) or ASIDE.match(p.name) or p.name == CLAIMS)
+        p.name for p in cells.iterdir() if not (CELL_ID.fullmatch(p.name) or ASIDE.match(p.name) or p.name == LEASES)
     )
     more = sorted(p.name for c in source.cells.values() for p in c.folder.iterdir() if p.name not in FILES)
     if strange or more:
@@ -134,6 +134,9 @@ def _folder(source: Source) -> Iterator[Finding]:
     without = sum(cell.environment.commit is None for cell in source.cells.values())
     if without:
         yield found("cannot check", "provenance", f"{without} cells do not name the commit that computed them")
+    shortened = sum(bool(cell.record.left_out) for cell in source.cells.values())
+    if shortened:
+        yield found("cannot check", "scores", f"{shortened} cells are packed without the texts that were scored")
     unlicensed = sorted({f.name for c in source.cells.values() for f in c.record.data if not f.license})
     if unlicensed:
         yield found("cannot check", "licence", f"no licence is named for {', '.join(unlicensed[:5])}")

@@ -320,7 +320,7 @@ def compare(arena: Arena, found: Aftermath, out: Path, before: dict[str, int], w
     found.doubled = sum(after.get(i) != inode for i, inode in before.items()) + sum(n - 1 for n in written.values())
     found.unequal = sum(results.get(i) != essence_ for i, essence_ in arena.expected.items() if i in results)
     found.unequal += len(results.keys() - arena.expected.keys())
-    strays = [p for p in (out / "cells").iterdir() if p.name not in results and p.name != ".claims"]
+    strays = [p for p in (out / "cells").iterdir() if p.name not in {*results, ".leases", ".whole"}]
     strays += [p for p in (out / "cells").glob("*/.*")] + [p for p in out.glob(".suite.json*")]
     found.left_behind = len(strays)
 

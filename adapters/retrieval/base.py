@@ -175,12 +175,15 @@ class RetrievalAdapter(RankingAdapter):
         hits = engine.index.search(engine.queries, depth)
         seconds = time.perf_counter() - start
         counted = {**self.sizes(engine, hits), "speed": self.speed(engine, collection, depth, seconds)}
+        by_query: dict[str, Any] = {}
         if self.approximate:
-            from sparsebench.retrieval.measure import recall_of_exact
+            from sparsebench.retrieval.measure import recall_of_exact, recalls_of_exact
 
             exact = self._exact_hits(system, engine.vectors, collection)
+            by_query = {f"recall@{k} of exact search": recalls_of_exact(exact, hits, k) for k in EXACT_DEPTHS}
             counted |= {f"recall@{k} of exact search": recall_of_exact(exact, hits, k) for k in EXACT_DEPTHS}
-        return Retrieved(Run(collection.query_ids, collection.doc_ids, hits), counted, dict(engine.vectors.facts))
+        run = Run(collection.query_ids, collection.doc_ids, hits)
+        return Retrieved(run, counted, dict(engine.vectors.facts), by_query)
 
     def sizes(self, engine: Engine, hits: Hits) -> dict[str, Any]:
         """What the vectors hold, the index takes and the search touched; see `retrieval.measure`."""

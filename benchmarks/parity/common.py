@@ -31,9 +31,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, default=None, metavar="FILE", help="default: benchmarks/results/NAME.json")
 
 
-def loaded(reference: str, device: str = "cpu") -> CausalLM:
-    """The model in float32: quantised weights as numbers."""
-    return load_causal_lm(reference, "float32", device)
+def loaded(reference: str, device: str = "cpu", dtype: str = "float32") -> CausalLM:
+    """The model with quantised weights as numbers."""
+    return load_causal_lm(reference, dtype, device)
 
 
 def saved(system: CausalLM, folder: Path) -> Path:
@@ -41,7 +41,7 @@ def saved(system: CausalLM, folder: Path) -> Path:
     config = type(system.model.config).from_dict(
         {k: v for k, v in system.model.config.to_dict().items() if k != "quantization_config"}
     )
-    plain = type(system.model)(config).to(torch.float32)
+    plain = type(system.model)(config).to(system.dtype)
     plain.load_state_dict(system.model.state_dict(), strict=False)
     plain.save_pretrained(folder)
     system.tokenizer.save_pretrained(folder)
@@ -55,6 +55,16 @@ def prose(system: CausalLM, part: str, sequences: int, length: int, seed: int) -
     rows = build_rows("prose", [{"embedded": "prose"}], {"split": part}, None).rows
     texts = [str(row["text"]) for row in rows]
     return Calibration.from_texts(f"prose {part}", texts, system.tokenizer, sequences, length, seed)
+
+
+def wikitext2(system: CausalLM, windows: int, length: int) -> np.ndarray:
+    """Windows of WikiText-2's test text, evenly chosen of those that its perplexity task has at that length."""
+    from sparsebench.tasks.perplexity import BoundPerplexityTask
+    from sparsebench.tasks.registry import get
+
+    definition = get("wikitext2-perplexity").definition.model_copy(update={"window": length})
+    bound = BoundPerplexityTask(definition, system.tokenizer, windows)
+    return np.stack([tokens for _, tokens in bound.windows])
 
 
 def perplexity(system: CausalLM, ids: np.ndarray) -> float:

@@ -104,6 +104,7 @@ def run(
     """Run a suite; cells that RESULTS holds already are not computed again."""
     from sparsebench.reports.collect import collect
     from sparsebench.reports.tables import print_terminal
+    from sparsebench.retrieval.published import in_results
     from sparsebench.suite_run import run_suite
 
     outcome = run_suite(
@@ -120,6 +121,8 @@ def run(
         progress=True,
     )
     print_terminal(collect(outcome.folder), _console())
+    for comparison in in_results(outcome.folder):
+        typer.echo(str(comparison))
     if site:
         from sparsebench.reports.site import build_site
 
@@ -280,7 +283,7 @@ def _print_plan(made: Plan) -> None:
             cell.id,
         )
     console.print(table)
-    console.print(f"Predicted: {sum(seconds.values()) / 60:.1f} minutes of model time on this machine.\n")
+    console.print(f"Predicted: {sum(seconds.values()) / 60:.1f} minutes on this machine.\n")
     for line in unmet(made.lock.get("targets", [])):
         console.print(f"Out of reach: {line}")
     power = Table(title="Power of each comparison", title_justify="left", header_style="bold")

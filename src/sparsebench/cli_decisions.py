@@ -20,6 +20,10 @@ class ExportFormat(StrEnum):
 
     lm_eval = "lm-eval"
     model_card = "model-card"
+    wandb = "wandb"
+    mlflow = "mlflow"
+    trackio = "trackio"
+    packed = "packed"
 
 
 def explain(
@@ -111,10 +115,17 @@ def export(
     results: FoldersArgument,
     format: Annotated[ExportFormat, typer.Option("--format")],
     out: Annotated[Path | None, typer.Option("--out", metavar="PLACE", help="A file; for lm-eval a folder.")] = None,
+    text_up_to: Annotated[
+        int | None,
+        typer.Option("--text-up-to", min=0, metavar="N", help="packed: keep answers where samples are at most N."),
+    ] = None,
 ) -> None:
-    """Results as other tools read them: lm-eval's files, or the evaluation metadata of a model card."""
+    """Results for other tools (lm-eval's files, a model card's metadata), or packed into one file for publishing."""
     from sparsebench.reports import lm_eval_out, model_card
 
+    if format is ExportFormat.packed:
+        _pack(results, out, text_up_to)
+        return
     if format is ExportFormat.lm_eval:
         if out is None:
             raise InputError("lm-eval's files are several", "give --out FOLDER")
@@ -130,6 +141,17 @@ def export(
     except OSError as error:
         raise InputError(f"cannot write {out}: {error.strerror}") from None
     typer.echo(f"wrote {out}")
+
+
+def _pack(results: list[Path], out: Path | None, text_up_to: int | None) -> None:
+    from sparsebench.packing import pack
+    from sparsebench.store import Store
+
+    if out is None or len(results) != 1:
+        raise InputError("one results folder is packed into one file", "give one RESULTS and --out FILE.tar.xz")
+    made = pack(Store.open(results[0]), out, text_up_to)
+    typer.echo(f"wrote {made.path}: {made.cells} cells, {made.size / 2**20:.1f} MiB", nl=False)
+    typer.echo(f", {made.without_text} of them without texts" if made.without_text else "")
 
 
 def _json(data: Any) -> str:

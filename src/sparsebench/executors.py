@@ -3,27 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
-import queue
-import subprocess
-import sys
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import suppress
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Protocol
 
-from sparsebench import environment
-from sparsebench.errors import StorageError
 from sparsebench.plan import Plan, PlannedCell
+from sparsebench.process_workers import ProcessWorker
 from sparsebench.runner import CellDone, OnDone, Session, done_already, grouped, run_cells, store_failure
 from sparsebench.schedule import Schedule
 from sparsebench.store import Store
-
-if TYPE_CHECKING:
-    from typing import IO
 
 
 @dataclass
@@ -127,6 +117,35 @@ class Group:
         methods = json.dumps([[[m.method, m.knobs] for m in spec.stack], spec.calibration, spec.seed], sort_keys=True)
         return cls(cells, system, methods, sum(cell.flops for cell in cells))
 
+    def divided(self, limit: float) -> Iterator[Group]:
+        """Parts of at most `limit` cost, or of one cell, in the order of the cells."""
+        part: list[PlannedCell] = []
+        cost = 0.0
+        for cell in self.cells:
+            if part and cost + cell.flops > limit:
+                yield Group(part, self.system, self.methods, cost)
+                part, cost = [], 0.0
+            part.append(cell)
+            cost += cell.flops
+        yield Group(part, self.system, self.methods, cost)
+
+
+SHARE = 0.5
+"""The largest part of a worker's fair share of all work that one group may be."""
+
+
+def groups(cells: Iterable[PlannedCell], workers: int) -> list[Group]:
+    """What the schedule hands out: cells with one system and stack, divided where that keeps a worker from waiting.
+
+    A stack on many tasks would else hold up the end of a run on many workers. Parts of a divided group share system and
+    methods, so a worker that stays with them prepares them once.
+    """
+    whole = [Group.of(group) for group in grouped(cells)]
+    if workers == 1:
+        return whole
+    limit = SHARE * sum(group.cost for group in whole) / workers
+    return [part for group in whole for part in group.divided(limit)]
+
 
 def pool(
     cells: list[PlannedCell],
@@ -143,7 +162,7 @@ def pool(
     A worker that dies takes down the cell in flight only: it and the rest of its group go to another worker; a cell on
     which two workers died has failed.
     """
-    schedule = Schedule(Group.of(group) for group in grouped(cells))
+    schedule = Schedule(groups(cells, workers.count))
     died: Counter[str] = Counter()
     lock = threading.Lock()
     running: list[Worker] = []
@@ -208,123 +227,4 @@ def pool(
         raise errors[0]
 
 
-class ProcessWorker:
-    """One worker process, spoken to in lines of JSON."""
-
-    def __init__(self, index: int, count: int, device: str, results: Path) -> None:
-        variables = dict(os.environ)
-        if device.startswith("cuda"):
-            variables["CUDA_VISIBLE_DEVICES"] = _gpu(device, index)
-            device = "cuda"
-        else:
-            cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-            given = variables.get("OMP_NUM_THREADS", "")
-            share = max(1, cores // count)
-            variables["OMP_NUM_THREADS"] = str(min(share, int(given)) if given.isdecimal() and int(given) else share)
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "sparsebench.worker", str(results), device, environment.command()],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env=variables,
-            start_new_session=True,
-        )
-
-    @property
-    def alive(self) -> bool:
-        """Whether it can take a group."""
-        return self.process.poll() is None
-
-    @property
-    def code(self) -> int | None:
-        """Its exit code; minus the signal that ended it."""
-        return self.process.poll()
-
-    def run(self, group: list[PlannedCell]) -> Iterator[CellDone]:
-        """Cells as they finish; fewer than were given when the worker dies."""
-        stdin, stdout = self._pipes()
-        try:
-            stdin.write(json.dumps([cell.model_dump(mode="json") for cell in group]) + "\n")
-            stdin.flush()
-            for line in stdout:
-                message = json.loads(line)
-                if message == GROUP_DONE:
-                    return
-                if "unwritable" in message:
-                    raise StorageError(message["unwritable"], message["hint"])
-                yield CellDone(**message)
-        except (BrokenPipeError, json.JSONDecodeError):
-            self.kill()
-        self.process.wait()
-
-    def kill(self) -> None:
-        """End it at once."""
-        self.process.kill()
-
-    def close(self) -> None:
-        """Let it end."""
-        with suppress(BrokenPipeError):
-            self._pipes()[0].close()
-        try:
-            self.process.wait(timeout=60)
-        except subprocess.TimeoutExpired:
-            self.kill()
-            self.process.wait()
-        self._pipes()[1].close()
-
-    def _pipes(self) -> tuple[IO[str], IO[str]]:
-        if self.process.stdin is None or self.process.stdout is None:
-            raise BrokenPipeError
-        return self.process.stdin, self.process.stdout
-
-
-def _gpu(device: str, index: int) -> str:
-    """The GPU of a worker: the one that `device` names, or else its share of all."""
-    import torch
-
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    devices = visible.split(",") if visible else [str(i) for i in range(torch.cuda.device_count())]
-    number = device.partition(":")[2]
-    return devices[int(number) if number else index % len(devices)]
-
-
-def serve(results: str, device: str, command: str, lines: IO[str], out: IO[str]) -> None:
-    """A worker's life: a line of cells in, a line for each finished cell out, until the input ends.
-
-    Input that ends while cells are in hand means that the driver died: the process ends at once.
-    """
-    session = Session(device=device, executor="process", command=command)
-    store = Store(results)
-    groups: queue.SimpleQueue[str | None] = queue.SimpleQueue()
-    busy = threading.Event()
-
-    def listen() -> None:
-        for line in lines:
-            busy.set()
-            groups.put(line)
-        if busy.is_set():
-            os._exit(ORPHANED)
-        groups.put(None)
-
-    def say(message: object) -> None:
-        try:
-            out.write(json.dumps(message) + "\n")
-            out.flush()
-        except BrokenPipeError:
-            os._exit(ORPHANED)
-
-    threading.Thread(target=listen, daemon=True).start()
-    while (line := groups.get()) is not None:
-        cells = [PlannedCell.model_validate(data) for data in json.loads(line)]
-        try:
-            run_cells(cells, store, session, lambda done: say(asdict(done)))
-        except StorageError as error:
-            say({"unwritable": error.message, "hint": error.hint})
-        busy.clear()
-        say(GROUP_DONE)
-
-
-GROUP_DONE = "group done"
-ORPHANED = 70
-"""Exit code of a worker whose driver is gone."""
 EXECUTORS: dict[str, Execute] = {"inline": inline, "process": process, "ray": ray}

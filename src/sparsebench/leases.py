@@ -1,10 +1,9 @@
 """Which cells a run has in hand, so that two runs on one folder share the work instead of doing it twice.
 
-A claim is a lock on one byte of `RESULTS/cells/.claims`, at an offset that the cell's id gives. The kernel drops it
-when
-its process ends, however that ends, so that no claim outlives a run that was killed and no clock is asked. Shared file
-systems pass such locks on to other machines; one that has no locks grants every claim, and then the same cell may be
-computed twice, of which the first to finish is kept.
+A lease is a lock on one byte of `RESULTS/cells/.leases`, at an offset that the cell's id gives. The kernel drops it
+when its process ends, however that ends, so that no lease outlives a run that was killed and no clock is asked. Shared
+file systems pass such locks on to other machines; one that has no locks grants every lease, and then the same cell may
+be computed twice, of which the first to finish is kept.
 """
 
 from __future__ import annotations
@@ -17,10 +16,10 @@ from pathlib import Path
 
 try:
     import fcntl
-except ImportError:  # Windows: claims hold within a process only
+except ImportError:  # Windows: leases hold within a process only
     fcntl = None  # type: ignore[assignment]
 
-FILE = ".claims"
+FILE = ".leases"
 
 _guard = threading.Lock()
 _held: set[tuple[int, str, str]] = set()
@@ -30,8 +29,8 @@ _files: dict[str, int] = {}
 
 
 @contextmanager
-def claimed(folder: Path, identities: Iterable[str]) -> Iterator[frozenset[str]]:
-    """Claim cells for as long as the context lasts; gives those that nobody else has.
+def leased(folder: Path, identities: Iterable[str]) -> Iterator[frozenset[str]]:
+    """Lease cells for as long as the context lasts; gives those that nobody else has.
 
     Args:
         folder: Where the cells are.

@@ -183,6 +183,8 @@ class CellRecord(_Model):
     """The system's own description: architecture, parameters, base precision."""
     data: list[DataFact] = Field(default_factory=list)
     samples_sha256: str | None = None
+    left_out: list[str] = Field(default_factory=list)
+    """Columns of the samples that were left out of the packed results; see `sparsebench.packing`."""
 
 
 class NewerSchemaError(IntegrityError):

@@ -204,7 +204,7 @@ def _run_group(
     """Run cells that differ in their task only; returns those that another run has in hand."""
     if stopped():
         return []
-    with store.claimed([cell.id for cell in group]) as mine:
+    with store.leased([cell.id for cell in group]) as mine:
         todo = []
         for cell in group:
             if cell.id in mine and store.finished(cell.id):
@@ -212,7 +212,7 @@ def _run_group(
             elif cell.id in mine:
                 todo.append(cell)
         if todo:
-            _run_claimed(todo, store, session, on_done, stopped)
+            _run_leased(todo, store, session, on_done, stopped)
     return [cell for cell in group if cell.id not in mine]
 
 
@@ -221,7 +221,7 @@ def done_already(cell: PlannedCell) -> CellDone:
     return CellDone(cell.id, cell.placement.label, cell.spec.task.id, "ok", 0.0, cell.flops)
 
 
-def _run_claimed(
+def _run_leased(
     group: list[PlannedCell], store: Store, session: Session, on_done: OnDone, stopped: Callable[[], bool]
 ) -> None:
     finished: set[str] = set()

@@ -26,9 +26,11 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from sparsebench.claims import claimed
+from sparsebench import journal
 from sparsebench.errors import InputError, IntegrityError, StorageError
 from sparsebench.identity import cell_id
+from sparsebench.leases import leased
+from sparsebench.packing import is_packed, unpacked
 from sparsebench.records import CellRecord, CellSpec, Environment, NewerSchemaError, upgrade
 from sparsebench.redaction import redacted
 
@@ -114,26 +116,27 @@ class Store:
             raise store._unwritable(error) from None
         return store
 
-    def claimed(self, identities: Iterable[str]) -> AbstractContextManager[frozenset[str]]:
-        """Claim cells before they are computed; the context gives those that no other run has in hand."""
-        return claimed(self.cells_folder, identities)
+    def leased(self, identities: Iterable[str]) -> AbstractContextManager[frozenset[str]]:
+        """Lease cells before they are computed; the context gives those that no other run has in hand."""
+        return leased(self.cells_folder, identities)
 
     def sweep(self) -> None:
         """Remove what runs that were killed left half-written; what another run is writing now stays."""
-        for path in list(self.cells_folder.iterdir()):
-            if found := ASIDE.fullmatch(path.name):
-                with self.claimed([found[1]]) as mine:
+        for name in os.listdir(self.cells_folder):
+            if found := ASIDE.fullmatch(name):
+                with self.leased([found[1]]) as mine:
                     if mine:
-                        shutil.rmtree(path, ignore_errors=True)
+                        shutil.rmtree(self.cells_folder / name, ignore_errors=True)
 
     @classmethod
     def open(cls, root: str | os.PathLike[str]) -> Store:
-        """An existing results folder.
+        """An existing results folder, or a packed one, which is unpacked into the cache.
 
         Raises:
             InputError: There is none.
+            IntegrityError: The packed file is damaged.
         """
-        store = cls(root)
+        store = cls(unpacked(Path(root)) if is_packed(root) else root)
         if not store.cells_folder.is_dir():
             raise InputError(
                 f"{store.root} is no results folder", "it should hold a folder `cells`; see `sparsebench run`"
@@ -157,11 +160,29 @@ class Store:
             return False
         return cell.record.outcome.status == "ok"
 
+    def finished_among(self, identities: Iterable[str]) -> set[str]:
+        """Which of some cells are finished; those that were found whole before are not read again.
+
+        Raises:
+            NewerSchemaError: A newer SparseBench stored one.
+        """
+        noted = journal.noted(self.cells_folder)
+        known, checked = set(), []
+        for identity in identities:
+            if (was := noted.get(identity)) is not None and was == journal.signature(self.cells_folder / identity):
+                known.add(identity)
+            elif self.finished(identity):
+                checked.append(identity)
+        journal.note(self.cells_folder, checked)
+        return known.union(checked)
+
     def ids(self) -> list[str]:
         """Ids of all stored cells, sorted."""
-        if not self.cells_folder.is_dir():
+        try:
+            with os.scandir(self.cells_folder) as entries:
+                return sorted(entry.name for entry in entries if CELL_ID.fullmatch(entry.name) and entry.is_dir())
+        except (FileNotFoundError, NotADirectoryError):
             return []
-        return sorted(p.name for p in self.cells_folder.iterdir() if CELL_ID.fullmatch(p.name) and p.is_dir())
 
     def read(self, identity: str) -> StoredCell:
         """One stored cell.
@@ -170,14 +191,15 @@ class Store:
             IntegrityError: A file is missing or cut short, or the id is not that of the specification.
         """
         folder = self.cells_folder / identity
-        record = upgrade(_read_json(folder / "record.json"), str(folder / "record.json"))
-        plain = _read_json(folder / "spec.json")
+        path = str(folder)  # paths as text: a report of many cells opens three files of each
+        record = upgrade(_read_json(f"{path}/record.json"), f"{path}/record.json")
+        plain = _read_json(f"{path}/spec.json")
         computed = cell_id(plain)
         if computed != identity:
-            raise IntegrityError(f"{folder / 'spec.json'}: describes cell {computed}, not {identity}")
+            raise IntegrityError(f"{path}/spec.json: describes cell {computed}, not {identity}")
         try:
             spec = CellSpec.model_validate(plain)
-            environment = Environment.model_validate(_read_json(folder / "env.json"))
+            environment = Environment.model_validate(_read_json(f"{path}/env.json"))
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(str(part) for part in first["loc"])
@@ -233,6 +255,8 @@ class Store:
             raise self._unwritable(error) from error
         finally:
             shutil.rmtree(aside, ignore_errors=True)
+        if record.outcome.status == "ok":
+            journal.note(self.cells_folder, [identity])
         return StoredCell(identity, spec, record, environment, place)
 
     def write_suite(self, data: dict[str, Any]) -> None:
@@ -298,9 +322,10 @@ def _move_into_place(aside: Path, place: Path) -> None:
         shutil.rmtree(old, ignore_errors=True)
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _read_json(path: str | Path) -> dict[str, Any]:
     try:
-        data = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse)
+        with open(path, "rb", buffering=0) as file:
+            data = json.loads(file.readall().decode(), parse_constant=_refuse)
     except OSError as error:
         raise IntegrityError(
             f"{path}: {'missing' if isinstance(error, FileNotFoundError) else error.strerror}", AGAIN

@@ -115,7 +115,8 @@ def run_suite(
     cells = made.cells if shard is None else made.shard(*_shard(shard))
     store = Store.create(results_folder(made.suite, out))
     store.sweep()
-    todo = [cell for cell in cells if not store.finished(cell.id)]
+    finished = store.finished_among(cell.id for cell in cells)
+    todo = [cell for cell in cells if cell.id not in finished]
     store.write_suite({"suite": made.suite.model_dump(mode="json"), "lock": made.lock})
     staff = Workers(workers, gpus, ray_address)
     tally = _Tally(todo, len(cells) - len(todo), progress)

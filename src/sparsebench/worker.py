@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 
-from sparsebench.executors import serve
+from sparsebench.process_workers import serve
 
 
 def main() -> None:

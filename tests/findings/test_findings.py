@@ -633,3 +633,118 @@ def test_replicates_of_a_row_are_averaged(folder: Folder) -> None:
     sheet = results.sheet(rules.Measured(task="text"), [results.at(row, "text", "sparsity", 0.5)])
     assert sheet.means.tolist() == [2.0]
     assert ACCURACY.headline
+
+
+def setting(method: str, **budget: float) -> rules.Setting:
+    return rules.Setting(method=method, budget=budget)
+
+
+def pooled(**changes: object) -> rules.Pooled:
+    return rules.Pooled(
+        **{
+            "kind": "pooled",
+            "statement": "",
+            "pairs": [rules.Pair(ours=setting("ours", depth=10), theirs=setting("theirs"))],
+            "asks": "no-worse",
+            "margin": 0.02,
+            "costs": {"flops": 0.8, "search_ms": 0.8},
+            "measured": [rules.Measured(task=t) for t in ("x", "y")],
+            "queries": 300,
+            "resamples": FEW,
+            **changes,
+        }
+    )
+
+
+@pytest.mark.parametrize(
+    ("gain", "work", "n", "changes", "verdict"),
+    [
+        (0.0, 0.5, 200, {}, "holds"),
+        (-0.08, 0.5, 200, {}, "refuted"),
+        (0.0, 0.9, 200, {}, "refuted"),
+        (0.0, 0.5, 100, {}, "underpowered"),
+        (0.0, 0.5, 200, {"asks": "better"}, "underpowered"),
+        (0.08, 0.5, 200, {"asks": "better"}, "holds"),
+        (-0.08, 0.5, 200, {"asks": "better", "costs": {}}, "refuted"),
+    ],
+)
+def test_one_setting_against_another_over_collections(
+    folder: Folder, gain: float, work: float, n: int, changes: dict[str, object], verdict: str
+) -> None:
+    draw = np.random.default_rng(3)
+    for task in ("x", "y"):
+        base = draw.beta(2, 2, n)
+        ours = base + gain + draw.normal(0, 0.05, n)
+        folder.values(task, RECALL, base, method="theirs", flops=10.0, speed={"search_ms": 2.0})
+        folder.values(task, RECALL, ours, method="ours", budget={"depth": 10}, flops=10 * work, speed={"search_ms": 1})
+        folder.values(task, RECALL, base - 1, method="ours", budget={"depth": 20}, flops=1.0)
+    found = answer(folder, pooled(**changes))
+    assert found.verdict == verdict, found.figures
+    assert found.figures[0].value == pytest.approx(gain, abs=0.01)
+
+
+def test_costs_that_no_record_has_are_named(folder: Folder) -> None:
+    for method in ("ours", "theirs"):
+        folder.values("x", RECALL, np.ones(5), method=method, budget={"depth": 10} if method == "ours" else None)
+    with pytest.raises(InputError, match="has no 'flops'"):
+        answer(folder, pooled(measured=[rules.Measured(task="x")]))
+
+
+def test_a_column_that_is_no_metric_is_compared(folder: Folder) -> None:
+    for task, method, level in (("x", "ours", 0.9), ("x", "theirs", 0.4), ("y", "ours", 0.8), ("y", "theirs", 0.3)):
+        frame = pd.DataFrame({"sample": [f"s{i}" for i in range(40)], "recall": 0.5, "found": level})
+        frame["cluster"] = frame["sample"]
+        budget = {"depth": 10} if method == "ours" else None
+        folder.cell(task, [RECALL], frame, method=method, budget=budget)
+    measured = [rules.Measured(task=t, column="found") for t in ("x", "y")]
+    found = answer(folder, pooled(asks="better", costs={}, measured=measured, queries=80))
+    assert (found.verdict, found.figures[0].value) == ("holds", pytest.approx(0.5))
+
+
+@pytest.mark.parametrize(
+    ("losses", "n", "verdict", "said"),
+    [
+        ((0.0, 0.0, 0.2), 400, "holds", "safe down to 32 terms"),
+        ((0.0, 0.2, 0.3), 400, "refuted", "safe down to 64 terms"),
+        ((0.2, 0.0, 0.0), 400, "refuted", "no level is safe"),
+        ((0.0, 0.0, 0.0), 100, "underpowered", "200 queries"),
+    ],
+)
+def test_the_safe_point_of_a_term_budget(folder: Folder, losses, n: int, verdict: str, said: str) -> None:
+    draw = np.random.default_rng(5)
+    for task in ("x", "y"):
+        base = 0.5 + 0.3 * draw.beta(2, 2, n)
+        folder.values(task, RECALL, base, method="sparse")
+        for terms, loss, gone in zip((64, 32, 16), losses, (0.25, 0.5, 0.75), strict=True):
+            values = base - loss + draw.normal(0, 0.02, n)
+            folder.values(task, RECALL, values, method="sparse", budget={"terms": terms}, sparsity=gone)
+    rule = rules.SafeLevel(
+        kind="safe-level",
+        statement="",
+        row=setting("sparse"),
+        budget="terms",
+        levels=[64, 32, 16],
+        margin=0.05,
+        sparsity=0.5,
+        measured=[rules.Measured(task=t) for t in ("x", "y")],
+        queries=600,
+        resamples=FEW,
+    )
+    found = answer(folder, rule)
+    assert found.verdict == verdict, found.figures
+    assert said in found.reason
+
+
+def test_levels_of_a_safe_point_go_down() -> None:
+    with pytest.raises(ValueError, match="largest down"):
+        rules.SafeLevel(
+            kind="safe-level",
+            statement="",
+            row=setting("sparse"),
+            budget="terms",
+            levels=[16, 64],
+            margin=0.05,
+            sparsity=0.5,
+            measured=[rules.Measured(task="x")],
+            queries=1,
+        )

@@ -248,6 +248,7 @@ class Writer:
     suite: str = "synthetic"
     samples: int = 240
     baselines: dict[str, StoredCell] = field(default_factory=dict)
+    system: SystemSpec = field(default_factory=lambda: LM)
 
     def cell(
         self,
@@ -265,7 +266,7 @@ class Writer:
         **changes: Any,
     ) -> StoredCell:
         """Write one cell with these samples, or made ones; `changes` go into its outcome, placement or environment."""
-        system = (method.system if method else ENCODER if task is SEARCH else LM).model_copy(
+        system = (method.system if method else ENCODER if task.kind == "search" else self.system).model_copy(
             update={"replica": replica}
         )
         wanted = dict(method.budgets[budget]) if method else None
@@ -366,8 +367,10 @@ class Writer:
                     self.cell(task, family, method=method, budget=k, baseline=base.id, role="method", damage=damage)
 
 
-def write_suite(store: Store, name: str = "synthetic", margins: dict[str, Any] | None = None) -> None:
-    conclude: dict[str, Any] = {"alpha": 0.05, "power": 0.8, "resamples": 1000}
+def write_suite(
+    store: Store, name: str = "synthetic", margins: dict[str, Any] | None = None, resamples: int = 1000
+) -> None:
+    conclude: dict[str, Any] = {"alpha": 0.05, "power": 0.8, "resamples": resamples}
     if margins is not None:
         conclude["margins"] = margins
     store.write_suite({"suite": {"suite": name, "version": 1, "title": "Synthetic", "conclude": conclude}, "lock": {}})

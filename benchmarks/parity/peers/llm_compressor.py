@@ -22,9 +22,10 @@ def main() -> None:
         parser.add_argument(f"--{name}", required=True)
     parser.add_argument("--sparsity", type=float, required=True)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", default="float32")
     options = parser.parse_args()
     ids = np.load(options.calibration)
-    model = AutoModelForCausalLM.from_pretrained(options.model, dtype=torch.float32).to(options.device)
+    model = AutoModelForCausalLM.from_pretrained(options.model, dtype=getattr(torch, options.dtype)).to(options.device)
     rows = {"input_ids": ids.tolist(), "attention_mask": np.ones_like(ids).tolist()}
     kind = {"wanda": WandaPruningModifier, "sparsegpt": SparseGPTModifier}[options.method]
     recipe = kind(

@@ -20,9 +20,10 @@ def main() -> None:
         parser.add_argument(f"--{name}", required=True)
     parser.add_argument("--sparsity", type=float, required=True)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", default="float32")
     options = parser.parse_args()
     ids = torch.from_numpy(np.load(options.calibration)).to(options.device)
-    model = AutoModelForCausalLM.from_pretrained(options.model, dtype=torch.float32).to(options.device)
+    model = AutoModelForCausalLM.from_pretrained(options.model, dtype=getattr(torch, options.dtype)).to(options.device)
     names = [n for n, m in model.named_modules() if isinstance(m, torch.nn.Linear) and "layers" in n]
     start = time.perf_counter()
     m = None if options.pattern == "0:0" else int(options.pattern.partition(":")[2])

@@ -6,5 +6,5 @@
 - `answer`, `text`: what comes of it, and how it is printed
 - `results`, `joint`, `piecewise`: rows of results by method and budget, resampled jointly, and read between levels
 - one module a kind of rule: `matched`, `first_to_fall`, `knee`, `contest`, `tolerance`, `contextual`, `interpolation`,
-  `reversals`
+  `collections`, `reversals`
 """

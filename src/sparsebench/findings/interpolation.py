@@ -34,7 +34,7 @@ def answer(rule: Interpolation, results: Results) -> Answer:
     ]
     verdicts: list[Verdict] = []
     for column, where in enumerate(rule.alone, start=1):
-        bounds = infer(_pairs(pooled[:, column], pooled[:, 0]), resamples=rule.resamples, seed=rule.seed)[0].absolute
+        bounds = infer(paired(pooled[:, column], pooled[:, 0]), resamples=rule.resamples, seed=rule.seed)[0].absolute
         value = float((pooled[:, 0] - pooled[:, column]).mean())
         low, high = bounds.lower(rule.alpha), bounds.upper(rule.alpha)
         verdicts.append("holds" if low > 0 else "refuted" if high < 0 else "underpowered")
@@ -77,7 +77,8 @@ def held_out_scores(table: Array, folds: npt.NDArray[np.intp]) -> Array:
     return found
 
 
-def _pairs(dense: Array, sparse: Array) -> PairedSamples:
+def paired(dense: Array, sparse: Array) -> PairedSamples:
+    """Values of two systems on the same queries, each query by itself."""
     ones = np.ones((len(dense), 1))
     index = np.arange(len(dense), dtype=np.intp)
     return PairedSamples(dense[:, None], sparse[:, None], ones, ones, index, len(dense), "continuous", "identity")

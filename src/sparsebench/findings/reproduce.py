@@ -91,6 +91,7 @@ def apply(rule: rules.Rule, results: Results) -> Answer:
         InputError: The results lack a row that the rule asks for.
     """
     from sparsebench.findings import (
+        collections,
         contest,
         contextual,
         first_to_fall,
@@ -118,6 +119,10 @@ def apply(rule: rules.Rule, results: Results) -> Answer:
             return contextual.answer(rule, results)
         case rules.Interpolation():
             return interpolation.answer(rule, results)
+        case rules.Pooled():
+            return collections.pooled(rule, results)
+        case rules.SafeLevel():
+            return collections.safe_level(rule, results)
         case rules.Reversals():
             return reversals.answer(rule, results)
     raise TypeError(f"no module answers rules of type {type(rule).__name__}")

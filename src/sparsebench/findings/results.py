@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sparsebench.errors import CellsFailedError, InputError, IntegrityError
-from sparsebench.findings.rules import Measured, Row
+from sparsebench.findings.rules import Measured, Row, Setting
 from sparsebench.identity import canonical
 from sparsebench.metrics import Metric
 from sparsebench.reports.collect import budget_name
@@ -86,6 +86,15 @@ class Results:
         wanted = {kind: value}
         found = [cell for cell in self._found(row, task) if cell.spec.stack[-1].budget == wanted]
         return self._one(found, row, task, f" at {kind} {value}")
+
+    def setting(self, setting: Setting, task: str) -> Replicates:
+        """A row at its budget, or without one.
+
+        Raises:
+            InputError: It is not among the results.
+        """
+        found = [c for c in self._found(setting, task) if (c.spec.stack[-1].budget or {}) == setting.budget]
+        return self._one(found, setting, task, "")
 
     def levels(self, row: Row, task: str) -> dict[float, Replicates]:
         """A row at each of its sparsities, from the least up.
@@ -175,6 +184,8 @@ def metric_of(cell: StoredCell, measured: Measured) -> Metric:
     Raises:
         InputError: The cell has none of that name.
     """
+    if measured.column:
+        return Metric(name=measured.column, column=measured.column)
     metrics = [found.metric for found in cell.record.outcome.metrics]
     wanted = [m for m in metrics if (m.name == measured.metric if measured.metric else m.headline)]
     if not wanted:

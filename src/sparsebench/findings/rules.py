@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from sparsebench.errors import FieldError
 
 
 class _Entry(BaseModel):
@@ -29,6 +31,8 @@ class Measured(_Entry):
     task: str
     metric: str = ""
     """`` for the task's headline."""
+    column: str = ""
+    """A column of the samples that is no metric of the task, in the place of one."""
 
 
 class Rule(_Entry):
@@ -183,6 +187,66 @@ class Interpolation(Rule):
     queries: int = Field(ge=1)
 
 
+class Setting(Row):
+    """A row at a budget; without one, the row as it is when nothing is left out."""
+
+    budget: dict[str, float | int | str] = Field(default_factory=dict)
+
+    @property
+    def label(self) -> str:
+        """`muvera depth=10`."""
+        return " ".join([super().label, *(f"{kind}={value}" for kind, value in self.budget.items())])
+
+
+class OverCollections(Rule):
+    """What the rules have in common that put the queries of several collections together."""
+
+    measured: list[Measured] = Field(min_length=1)
+    """One collection each."""
+    queries: int = Field(ge=1)
+    """Fewest queries, of all collections together."""
+
+
+class Pair(_Entry):
+    """Two settings that are compared query by query."""
+
+    ours: Setting
+    theirs: Setting
+
+
+class Pooled(OverCollections):
+    """One setting against another over all queries, and what it costs."""
+
+    kind: Literal["pooled"]
+    pairs: list[Pair] = Field(min_length=1)
+    asks: Literal["better", "no-worse"]
+    margin: float = Field(default=0.0, ge=0)
+    """How much worse is still no worse."""
+    costs: dict[str, float] = Field(default_factory=dict)
+    """Counted work or measured times, with the largest share of theirs that ours may take."""
+
+
+class SafeLevel(OverCollections):
+    """The least budget at which quality is kept, tested from the largest down."""
+
+    kind: Literal["safe-level"]
+    row: Setting
+    """What the levels are compared with: the row without a budget."""
+    budget: str
+    levels: list[float] = Field(min_length=2)
+    """From the largest down."""
+    margin: float = Field(gt=0)
+    """Loss that is still safe, as a share of the row's mean."""
+    sparsity: float = Field(gt=0, lt=1)
+    """Realised sparsity that must be safe."""
+
+    @model_validator(mode="after")
+    def _descending(self) -> Self:
+        if self.levels != sorted(set(self.levels), reverse=True):
+            raise FieldError("levels go from the largest down")
+        return self
+
+
 class Reversals(Rule):
     """Pairs of allocations whose layer errors and losses are in opposite orders."""
 
@@ -201,6 +265,16 @@ class Reversals(Rule):
 
 
 AnyRule = Annotated[
-    Matched | FirstToFall | Knee | Superiority | Equivalence | Tolerance | Contextual | Interpolation | Reversals,
+    Matched
+    | FirstToFall
+    | Knee
+    | Superiority
+    | Equivalence
+    | Tolerance
+    | Contextual
+    | Interpolation
+    | Pooled
+    | SafeLevel
+    | Reversals,
     Field(discriminator="kind"),
 ]

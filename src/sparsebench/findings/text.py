@@ -86,13 +86,14 @@ def _wrapped(name: str, said: str) -> list[str]:
 def _figure(figure: Figure) -> list[str]:
     bounds = ""
     if not (math.isnan(figure.low) and math.isnan(figure.high)):
-        bounds = f"  [{_said(figure.low, figure)}, {_said(figure.high, figure)}]"
+        bounds = f"  [{said(figure.low, figure)}, {said(figure.high, figure)}]"
     verdict = f"  {figure.verdict}" if figure.verdict else ""
-    lines = [f"{figure.what}: {_said(figure.value, figure)}{bounds}{verdict}"]
+    lines = [f"{figure.what}: {said(figure.value, figure)}{bounds}{verdict}"]
     return [*lines, f"    {figure.note}"] if figure.note else lines
 
 
-def _said(value: float, figure: Figure) -> str:
+def said(value: float, figure: Figure) -> str:
+    """A value or a bound of a figure, in its unit."""
     if not math.isfinite(value):
         return "unknown" if math.isnan(value) else "unbounded"
     if figure.unit == "points":

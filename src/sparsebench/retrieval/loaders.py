@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import gzip
 import json
+import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+from sparsebench.data.cache import cache_folder, publish, staging
+from sparsebench.data.digests import sha256_file
 from sparsebench.data.hub import fetch_snapshot
 from sparsebench.errors import InputError, MissingError
 from sparsebench.retrieval.collection import Collection, FieldPolicy, GradePolicy
@@ -121,6 +124,28 @@ def load_hub(
         drop_identical_ids=drop_identical_ids,
         source=source,
     )
+
+
+def unpacked(archive: Path) -> Path:
+    """The folder in BEIR form that a zip archive holds, as BEIR's own are; unpacked once, into the cache.
+
+    Raises:
+        InputError: It is no zip archive, or does not hold one `corpus.jsonl`.
+    """
+    target = cache_folder() / "collections" / sha256_file(archive)
+    if not target.is_dir():
+        with staging(target.parent) as folder:
+            (folder / "archive").mkdir()
+            try:
+                with zipfile.ZipFile(archive) as members:
+                    members.extractall(folder / "archive")
+            except zipfile.BadZipFile as error:
+                raise InputError(f"{archive.name}: {error}", "BEIR's collections are zip archives") from error
+            publish(folder / "archive", target)
+    found = sorted({path.parent for name in ("corpus.jsonl", "corpus.jsonl.gz") for path in target.rglob(name)})
+    if len(found) != 1:
+        raise InputError(f"{archive.name} holds {len(found)} files corpus.jsonl", "it should hold one collection")
+    return found[0]
 
 
 def _find(folder: Path, name: str) -> Path:

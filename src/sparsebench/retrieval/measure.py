@@ -12,6 +12,7 @@ from statistics import median
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from sparsebench.retrieval.hits import Hits
 from sparsebench.retrieval.index import Index, TieredIndex
@@ -24,12 +25,18 @@ TIMED_SECONDS = 2.0
 
 def recall_of_exact(exact: Hits, found: Hits, k: int) -> float:
     """The share of the exact first k that is among the first k found; the mean over queries that have an exact hit."""
-    shares = []
+    shares = recalls_of_exact(exact, found, k)
+    return float(np.nanmean(shares)) if not np.isnan(shares).all() else 1.0
+
+
+def recalls_of_exact(exact: Hits, found: Hits, k: int) -> NDArray[np.float64]:
+    """The same of each query, `[queries]`; NaN where there is no exact hit."""
+    shares = np.full(len(exact), np.nan)
     for query in range(len(exact)):
         wanted = exact.row(query)[0][:k]
         if len(wanted):
-            shares.append(np.isin(wanted, found.row(query)[0][:k]).mean())
-    return float(np.mean(shares)) if shares else 1.0
+            shares[query] = np.isin(wanted, found.row(query)[0][:k]).mean()
+    return shares
 
 
 def sparse_sizes(full: tuple[CSR, CSR], kept: tuple[CSR, CSR], index: Index, hits: Hits) -> dict[str, Any]:

@@ -117,10 +117,10 @@ def compare(
 
 
 def in_results(folder: Path) -> Iterator[Comparison]:
-    """The comparisons of all cells of a results folder, in the order of their ids."""
-    from sparsebench.store import Store
+    """The comparisons of all cells of a results folder that can be read, in the order of their ids."""
+    from sparsebench.reports.sources import open_sources
 
-    for cell in Store.open(folder):
+    for cell in open_sources([folder])[0].cells.values():
         if cell.spec.stack and cell.record.outcome.status == "ok":
             yield from _of_cell(cell.spec, cell.record.outcome.facts, _means(cell.record.outcome.metrics))
 

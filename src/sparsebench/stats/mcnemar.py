@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from scipy import stats
+from scipy import special
 
 
 @dataclass(frozen=True)
@@ -31,11 +31,18 @@ def mcnemar(lost: int, gained: int) -> McNemar:
         lost: Pairs that are right with dense and wrong with sparse.
         gained: Pairs that are wrong with dense and right with sparse.
     """
-    discordant = stats.binom(lost + gained, 0.5)
-    p = min(1.0, 2 * float(discordant.cdf(min(lost, gained))))
+    n, fewer = lost + gained, min(lost, gained)
+    at_most = _at_most(fewer, n)
+    same = at_most - _at_most(fewer - 1, n)
+    p = min(1.0, 2 * at_most)
     if lost != gained:
-        mid_p = p - float(discordant.pmf(min(lost, gained)))
+        mid_p = p - same
     else:
         # With a tie every outcome is as extreme as the one seen; with no discordant pair there is but that one.
-        mid_p = 1 - 0.5 * float(discordant.pmf(lost)) if lost else 1.0
-    return McNemar(p, mid_p, float(discordant.sf(lost - 1)), float(discordant.sf(gained - 1)))
+        mid_p = 1 - 0.5 * same if lost else 1.0
+    return McNemar(p, mid_p, _at_most(gained, n), _at_most(lost, n))
+
+
+def _at_most(hits: int, n: int) -> float:
+    """The chance of at most so many heads in n tosses of a fair coin."""
+    return float(special.bdtr(hits, n, 0.5)) if hits >= 0 else 0.0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -77,11 +77,13 @@ class Retrieved:
         run: Ranked documents by query.
         counted: Counts and sizes for the record; see `realised`.
         facts: Analyser, terms, truncated texts and so on.
+        by_query: Values of each query of the run that the judgements do not give, `[queries]`, by name.
     """
 
     run: Run
     counted: dict[str, Any]
     facts: dict[str, Any]
+    by_query: dict[str, Any] = field(default_factory=dict)
 
 
 class Retriever(Protocol):

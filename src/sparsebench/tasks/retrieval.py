@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 from sparsebench.data.sources import Resolved, resolve
@@ -82,6 +83,7 @@ class BoundRetrievalTask(BoundTask):
                 "sample": list(scored.query_ids),
                 "cluster": list(scored.query_ids),
                 **{metric.column: scored.values[metric.column] for metric in self.metrics},
+                **found.by_query,
                 "response": [json.dumps(rankings.ranking(q) if q in answered else []) for q in scored.query_ids],
                 "target": [
                     json.dumps(sorted(d for d, grade in self.collection.qrels[q].items() if grade > 0))
@@ -99,13 +101,20 @@ def _collection(definition: TaskDefinition, resolved: Resolved) -> Collection:
         k: options.pop(k) for k in ("field_policy", "grade_policy", "drop_identical_ids") if k in options
     }
     split = str(options.pop("qrels", "test"))
+    judgements = options.pop("judgements", None)
     if options:
-        raise InputError(f"task {definition.task}: no option {', '.join(options)}", "qrels, field_policy, grade_policy")
+        hint = "qrels, judgements, field_policy, grade_policy, drop_identical_ids"
+        raise InputError(f"task {definition.task}: no option {', '.join(options)}", hint)
     if resolved.embedded is not None:
         return _embedded(definition.task, resolved, policies)
-    from sparsebench.retrieval.loaders import load_beir
+    from sparsebench.retrieval.loaders import load_beir, load_hub, unpacked
 
-    return load_beir(resolved.paths[0], split=split, name=definition.task, **policies)
+    path = resolved.paths[0]
+    if not resolved.source.startswith("hf:") or (path / "qrels" / f"{split}.tsv").is_file():
+        folder = unpacked(path) if path.is_file() else path
+        return load_beir(folder, split=split, name=definition.task, **policies)
+    found = load_hub(str(path), split=split, qrels_repository=judgements, name=definition.task, **policies)
+    return replace(found, source=found.source.replace(f"folder:{path.name}", resolved.source))
 
 
 def _embedded(name: str, resolved: Resolved, policies: dict[str, Any]) -> Collection:
@@ -116,8 +125,6 @@ def _embedded(name: str, resolved: Resolved, policies: dict[str, Any]) -> Collec
 
 
 def _fewer_queries(collection: Collection, limit: int) -> Collection:
-    from dataclasses import replace
-
     kept = set(even_choice(list(collection.query_ids), limit))
     pairs = [(q, text) for q, text in zip(collection.query_ids, collection.queries, strict=True) if q in kept]
     return replace(

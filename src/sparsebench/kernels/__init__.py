@@ -1,0 +1,12 @@
+"""Kernels that skip what a sparse method leaves out, for NVIDIA GPUs.
+
+- `block_sparse_prefill`: attention over selected blocks of keys
+- `paged_decode`: attention of one token over selected pages of the cache
+- `selection`: exact top-k lists for both
+- `sparse_gemv`: matrix-vector products over active inputs
+- `semi_structured`: 2:4 weights through PyTorch
+- `energy`: joules through NVML
+- `reference`: what they compute, in plain PyTorch
+
+The first four need Triton and are imported by whoever uses them; TRITON_INTERPRET=1 runs them on a CPU, for tests.
+"""

@@ -1,0 +1,203 @@
+"""A results folder in one file: for publishing, submitting, and keeping results beside code.
+
+    NAME.tar.xz
+        suite.json
+        cells/<id>/{spec,record,env}.json, samples.parquet
+
+Files are in the order of tasks, so that what cells of a task share is stored about once. Long answers may be left out of
+tasks with many samples: each record then names the columns that are gone, and its hash is that of the samples that stay.
+Wherever a results folder is read, such a file may be named; it is unpacked into the cache, once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import lzma
+import os
+import re
+import shutil
+import tarfile
+import tempfile
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sparsebench.errors import InputError, IntegrityError, StorageError
+
+if TYPE_CHECKING:
+    from sparsebench.store import Store, StoredCell
+
+SUFFIX = ".tar.xz"
+KEPT_TEXT = frozenset({"sample", "cluster"})
+"""Columns of text without which samples can be neither paired nor resampled."""
+MEMBER = re.compile(r"suite\.json|cells/[0-9a-f]{16}/(?:spec\.json|record\.json|env\.json|samples\.parquet)")
+LARGEST = 8 * 2**30
+"""Bytes that a packed file may unpack to."""
+MOST = 1_000_000
+"""Files that a packed file may hold."""
+
+
+@dataclass(frozen=True)
+class Packed:
+    """What was packed.
+
+    Attributes:
+        path: The file.
+        cells: How many cells it holds.
+        size: Its bytes.
+        without_text: Cells whose answers were left out.
+    """
+
+    path: Path
+    cells: int
+    size: int
+    without_text: int
+
+
+def is_packed(path: str | os.PathLike[str]) -> bool:
+    """Whether a path names a packed results file."""
+    return str(path).endswith(SUFFIX) and Path(path).is_file()
+
+
+def pack(store: Store, out: Path, text_up_to: int | None = None) -> Packed:
+    """Write a results folder into one file; equal folders give equal bytes.
+
+    Args:
+        store: The folder.
+        out: The file, ending in `.tar.xz`; it appears when it is whole.
+        text_up_to: Keep answers of cells with at most so many samples; None: of all.
+
+    Raises:
+        InputError: Another ending, or no cells.
+        IntegrityError: A cell cannot be read whole.
+        StorageError: The file cannot be written.
+    """
+    if not out.name.endswith(SUFFIX):
+        raise InputError(f"{out}: a packed results file ends in {SUFFIX}")
+    cells = sorted(store, key=lambda cell: (cell.spec.task.id, cell.record.placement.label, cell.id))
+    if not cells:
+        raise InputError(f"{store.root} holds no cells")
+    shortened = 0
+    aside = out.with_name(f".{out.name}-{os.getpid()}")
+    try:
+        with tarfile.open(aside, "w:xz", preset=9) as archive:
+            suite = store.root / "suite.json"
+            if suite.is_file():
+                _add(archive, "suite.json", suite.read_bytes())
+            for cell in cells:
+                files = dict(_files(cell, text_up_to))
+                shortened += files["record.json"] != (cell.folder / "record.json").read_bytes()
+                for name, content in files.items():
+                    _add(archive, f"cells/{cell.id}/{name}", content)
+        aside.replace(out)
+    except OSError as error:
+        raise StorageError(f"cannot write {out}: {error.strerror or error}") from None
+    finally:
+        with suppress(OSError):
+            aside.unlink()
+    return Packed(out, len(cells), out.stat().st_size, shortened)
+
+
+def _files(cell: StoredCell, text_up_to: int | None) -> Iterator[tuple[str, bytes]]:
+    """The files of a cell as they are packed."""
+    for name in ("spec.json", "env.json"):
+        yield name, (cell.folder / name).read_bytes()
+    record = (cell.folder / "record.json").read_bytes()
+    path = cell.check_samples()
+    if path is None:
+        yield "record.json", record
+        return
+    samples = path.read_bytes()
+    without, gone = (samples, []) if text_up_to is None else _without_text(samples, text_up_to)
+    if gone:
+        plain = json.loads(record)
+        plain["samples_sha256"] = hashlib.sha256(without).hexdigest()
+        plain["left_out"] = gone
+        record = (json.dumps(plain, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode()
+    yield "record.json", record
+    yield "samples.parquet", without
+
+
+def _without_text(content: bytes, most: int) -> tuple[bytes, list[str]]:
+    """Samples without their texts, and the names of the columns that are gone; as they are where they are few."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    table = pq.ParquetFile(pa.BufferReader(content)).read(use_threads=False)
+    gone = [
+        field.name
+        for field in table.schema
+        if (pa.types.is_string(field.type) or pa.types.is_large_string(field.type)) and field.name not in KEPT_TEXT
+    ]
+    if table.num_rows <= most or not gone:
+        return content, []
+    sink = io.BytesIO()
+    # Plain pages: what cells have in common is found by the packing, not hidden from it.
+    pq.write_table(table.drop_columns(gone), sink, compression="none", use_dictionary=False)
+    return sink.getvalue(), gone
+
+
+def _add(archive: tarfile.TarFile, name: str, content: bytes) -> None:
+    member = tarfile.TarInfo(name)
+    member.size = len(content)
+    archive.addfile(member, io.BytesIO(content))
+
+
+def unpacked(path: Path, cache: Path | None = None) -> Path:
+    """The folder with what a packed file holds, in the cache.
+
+    Args:
+        path: The packed file.
+        cache: Where to unpack to; None: the cache of SparseBench.
+
+    Raises:
+        IntegrityError: It is no packed results file, or holds what none of them holds.
+        StorageError: The cache cannot be written.
+    """
+    from sparsebench.data.cache import cache_folder
+
+    try:
+        with path.open("rb") as file:
+            name = hashlib.file_digest(file, "sha256").hexdigest()
+        place = (cache or cache_folder()) / "unpacked" / name[:32]
+        if place.is_dir():
+            return place
+        place.parent.mkdir(parents=True, exist_ok=True)
+        aside = Path(tempfile.mkdtemp(prefix=".unpacking-", dir=place.parent))
+    except OSError as error:
+        raise StorageError(f"cannot unpack {path}: {error.strerror or error}") from None
+    try:
+        _unpack(path, aside)
+        with suppress(OSError):  # another process was faster
+            aside.replace(place)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    return place
+
+
+def _unpack(path: Path, place: Path) -> None:
+    (place / "cells").mkdir()
+    room, number = LARGEST, 0
+    try:
+        with tarfile.open(path, "r:xz") as archive:
+            for member in archive:
+                number, room = number + 1, room - member.size
+                if not member.isreg() or not MEMBER.fullmatch(member.name):
+                    raise IntegrityError(f"{path}: holds {member.name!r}, which is not part of results")
+                if room < 0 or number > MOST:
+                    raise IntegrityError(f"{path}: unpacks to more than {LARGEST >> 30} GiB or {MOST} files")
+                content = archive.extractfile(member)
+                target = place / member.name
+                target.parent.mkdir(exist_ok=True)
+                if content is None or target.exists():
+                    raise IntegrityError(f"{path}: holds {member.name!r} twice")
+                with target.open("xb") as file:
+                    shutil.copyfileobj(content, file)
+    except (tarfile.TarError, lzma.LZMAError, EOFError, ValueError) as error:
+        raise IntegrityError(f"{path}: not a whole packed results file ({error})") from None
+    except OSError as error:
+        raise StorageError(f"cannot unpack {path}: {error.strerror or error}") from None

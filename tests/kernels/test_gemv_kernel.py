@@ -1,0 +1,70 @@
+"""Matrix-vector products over active inputs against their reference; without a GPU in Triton's interpreter."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from sparsebench.kernels import reference
+
+pytest.importorskip("triton")
+
+from sparsebench.kernels.sparse_gemv import CHUNK, Active, Columns, active_product, add_norm, gate_up, gather
+
+
+def vector(size: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(size, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize(("inputs", "outputs", "splits"), [(1024, 256, 1), (2500, 300, 2), (2500, 300, 3), (100, 64, 4)])
+def test_the_product_is_that_of_the_active_columns(device: str, inputs: int, outputs: int, splits: int) -> None:
+    x = Active(inputs, torch.float32, device)
+    x.threshold.fill_(0.6745)
+    parts = torch.stack([vector(inputs), vector(inputs, 1)]).to(device)
+    gather(parts, x)
+    assert torch.allclose(x.dense, parts.sum(0))
+    weight = vector(inputs * outputs, 2).view(outputs, inputs).to(device)
+    layout = Columns(splits=splits, outputs=64, inputs=16)
+    columns = weight.T.contiguous()
+    # Inactive columns that would be noticed if they were read.
+    columns[x.dense.abs() <= x.threshold] = float("nan")
+    got = active_product(columns, x, torch.full((splits, outputs), float("nan"), device=device), layout).sum(0)
+    expected = reference.active_product(weight, x.dense, float(x.threshold))
+    assert (got.double() - expected).norm() < 1e-5 * expected.norm()
+
+
+def test_lists_hold_the_active_entries_in_order(device: str) -> None:
+    x = Active(1500, torch.float32, device)
+    x.threshold.fill_(1.0)
+    gather(vector(1500)[None].to(device), x)
+    active = [c * CHUNK + i for c in range(2) for i in torch.nonzero(x.dense[c * CHUNK :][:CHUNK].abs() > 1)[:, 0].tolist()]
+    assert [i for c in range(2) for i in x.index[c, : int(x.count[c])].tolist()] == active
+    assert [v for c in range(2) for v in x.value[c, : int(x.count[c])].tolist()] == x.dense[active].tolist()
+
+
+def test_nothing_active_gives_zero(device: str) -> None:
+    x = Active(64, torch.float32, device)
+    x.threshold.fill_(100.0)
+    gather(vector(64)[None].to(device), x)
+    parts = active_product(torch.full((64, 32), float("nan"), device=device), x, torch.ones(2, 32, device=device), Columns(2, 32))
+    assert (parts == 0).all()
+
+
+def test_norm_adds_the_parts_to_the_stream(device: str) -> None:
+    x, stream = Active(1200, torch.float32, device), torch.zeros(1200, device=device)
+    hidden, weight = vector(1200, 3).to(device), vector(1200, 4).to(device)
+    parts = torch.stack([vector(1200, 5), vector(1200, 6)]).to(device)
+    add_norm(hidden, parts, weight, stream, x)
+    total = hidden + parts.sum(0)
+    assert torch.allclose(stream, total, atol=1e-6)
+    assert torch.allclose(x.dense, torch.nn.functional.rms_norm(total, (1200,), weight, 1e-5), atol=1e-5)
+    assert int(x.count.sum()) == int((x.dense != 0).sum())
+
+
+def test_gate_and_up_give_swiglu(device: str) -> None:
+    x = Active(1100, torch.float32, device)
+    parts = torch.stack([vector(2200, 7), vector(2200, 8)]).to(device)
+    gate_up(parts, x, sparse=False)
+    gate, up = parts.sum(0).view(2, 1100)
+    assert torch.allclose(x.dense, torch.nn.functional.silu(gate) * up, atol=1e-5)
+    assert int(x.count.sum()) == 0

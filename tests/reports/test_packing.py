@@ -1,0 +1,136 @@
+"""Results in one file: what comes out is what went in, and nothing else goes in."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from sparsebench import packing
+from sparsebench.errors import InputError, IntegrityError, SparseBenchError
+from sparsebench.packing import pack
+from sparsebench.reports.collect import collect
+from sparsebench.reports.verify import verify
+from sparsebench.store import Store
+
+CELL = "cells/0123456789abcdef"
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("SPARSEBENCH_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def test_a_packed_folder_is_the_folder(results: Path, table: pd.DataFrame, tmp_path: Path) -> None:
+    made = pack(Store.open(results), tmp_path / "a.tar.xz")
+    store = Store.open(made.path)
+    assert (made.cells, made.without_text) == (len(list(store)), 0)
+    for path in results.rglob("*"):
+        if path.is_file() and packing.MEMBER.fullmatch(str(path.relative_to(results))):
+            assert (store.root / path.relative_to(results)).read_bytes() == path.read_bytes()
+    pd.testing.assert_frame_equal(
+        collect(made.path).drop(columns="source", errors="ignore"), table.drop(columns="source", errors="ignore")
+    )
+
+
+def test_equal_folders_give_equal_bytes(results: Path, tmp_path: Path) -> None:
+    first, second = (pack(Store.open(results), tmp_path / f"{name}.tar.xz", 1).path for name in "ab")
+    assert first.read_bytes() == second.read_bytes()
+
+
+def test_without_texts_every_value_stays(results: Path, tmp_path: Path) -> None:
+    store = Store.open(results)
+    most = 3
+    texts = {c.id for c in store if c.record.samples_sha256 and {"response", "target"} & set(c.samples().columns)}
+    assert texts
+    made = pack(store, tmp_path / "a.tar.xz", text_up_to=most)
+    short = Store.open(made.path)
+    for before in store:
+        after = short.read(before.id)
+        assert after.record.outcome == before.record.outcome
+        if before.record.samples_sha256 is None:
+            continue
+        left, whole = after.samples(), before.samples()
+        assert left is not None and whole is not None
+        assert set(whole.columns) - set(left.columns) == set(after.record.left_out)
+        assert bool(after.record.left_out) == (before.id in texts and len(whole) > most)
+        pd.testing.assert_frame_equal(left, whole[left.columns])
+    found = verify(made.path)
+    assert any("without the texts" in f.message for f in found)
+    for severity in ("error", "ok"):
+        assert [f for f in found if f.severity == severity] == [f for f in verify(results) if f.severity == severity]
+
+
+def member(name: str, **changes: object) -> tuple[tarfile.TarInfo, bytes]:
+    found = tarfile.TarInfo(name)
+    content = b"{}"
+    found.size = len(content)
+    for key, value in changes.items():
+        setattr(found, key, value)
+    return found, content
+
+
+@pytest.mark.parametrize(
+    "members",
+    [
+        [member("../outside.json")],
+        [member("/etc/outside.json")],
+        [member("cells/../../outside.json")],
+        [member(f"{CELL}/record.json/../../../outside.json")],
+        [member(f"{CELL}/notes.html")],
+        [member("cells/0123/record.json")],
+        [member(f"{CELL}/record.json", type=tarfile.SYMTYPE, linkname="/etc/passwd", size=0)],
+        [member(f"{CELL}/record.json", type=tarfile.LNKTYPE, linkname="suite.json", size=0)],
+        [member(f"{CELL}/record.json", type=tarfile.FIFOTYPE, size=0)],
+        [member("suite.json"), member("suite.json")],
+    ],
+)
+def test_nothing_else_is_unpacked(members: list[tuple[tarfile.TarInfo, bytes]], tmp_path: Path, cache: Path) -> None:
+    path = tmp_path / "in" / "a.tar.xz"
+    path.parent.mkdir()
+    with tarfile.open(path, "w:xz") as archive:
+        for info, content in members:
+            archive.addfile(info, io.BytesIO(content[: info.size]))
+    with pytest.raises(IntegrityError):
+        Store.open(path)
+    left = [p for p in tmp_path.rglob("*") if p.is_file() and p != path]
+    assert left == []
+
+
+def cut(content: bytes) -> bytes:
+    return content[: len(content) // 2]
+
+
+def turned(content: bytes) -> bytes:
+    return content[:400] + bytes([content[400] ^ 255]) + content[401:]
+
+
+@pytest.mark.parametrize("damage", [cut, turned, lambda _: b"", lambda _: b"no archive"])
+def test_a_damaged_file_is_said_to_be(
+    damage: Callable[[bytes], bytes], results: Path, tmp_path: Path, cache: Path
+) -> None:
+    made = pack(Store.open(results), tmp_path / "a.tar.xz")
+    made.path.write_bytes(damage(made.path.read_bytes()))
+    with pytest.raises(SparseBenchError):
+        Store.open(made.path)
+    assert not list((cache / "unpacked").iterdir())
+
+
+def test_what_unpacks_to_too_much_is_refused(results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = pack(Store.open(results), tmp_path / "a.tar.xz")
+    monkeypatch.setattr(packing, "LARGEST", 1000)
+    with pytest.raises(IntegrityError, match="more than"):
+        Store.open(made.path)
+
+
+def test_another_ending_and_empty_folders_are_refused(tmp_path: Path) -> None:
+    store = Store.create(tmp_path / "empty")
+    with pytest.raises(InputError, match=r"tar\.xz"):
+        pack(store, tmp_path / "a.zip")
+    with pytest.raises(InputError, match="no cells"):
+        pack(store, tmp_path / "a.tar.xz")

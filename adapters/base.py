@@ -189,6 +189,7 @@ def attached(
     """
     import json
 
+    system.see_dense()
     with ExitStack() as contexts:
         states: list[Prepared] = []
         before: list[Any] = []

@@ -25,6 +25,9 @@ class System(ABC):
         """Say what acts in prefill, by a name for all of it: cells of the same name may share their prefills."""
         yield
 
+    def see_dense(self) -> None:
+        """Find out what has to be found out before a method is attached."""
+
     def describe(self) -> dict[str, Any]:
         """Facts for the record, as plain data."""
         return {"kind": self.kind, "ref": self.ref, "fingerprint": self.fingerprint}

@@ -162,6 +162,10 @@ class CausalLM(System):
         """Whether the engine packs rows; if not, it makes plain calls of the model, and attention is its own."""
         return not self.obstacle
 
+    def see_dense(self) -> None:
+        """See `System.see_dense`: a model that a method has broken rounds too badly to show whether it can be packed."""
+        _ = self.obstacle
+
     def refuse_attention(self) -> None:
         """Refuse a model whose attention cannot be replaced.
 

@@ -55,9 +55,12 @@ class EncoderSystem(System):
         if self.folder is None:
             raise InputError("a lexical system has no encoder", "name a sparse-encoder or a dense-encoder")
         from sparsebench.retrieval.encoders import DenseEncoder, SpladeEncoder
+        from sparsebench.retrieval.grid_encoder import GridEncoder, is_grid_cell
         from sparsebench.systems.loading import quiet
 
         with quiet():
+            if self.kind == "sparse-encoder" and is_grid_cell(self.folder):
+                return GridEncoder(self.folder, dtype=self.dtype, device=self.device)  # type: ignore[arg-type]
             if self.kind == "sparse-encoder":
                 return SpladeEncoder(self.folder, dtype=self.dtype, device=self.device)  # type: ignore[arg-type]
             return DenseEncoder(self.folder, dtype=self.dtype, device=self.device)  # type: ignore[arg-type]

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from sparsebench.engine.flow import Flow
     from sparsebench.systems.causal_lm import CausalLM
 
+Counted = tuple[int, torch.Tensor, torch.Tensor]
+"""Entries, and zeros among them before and after: the zeros are left on the device that counted them."""
+
 
 class Masking:
     """Called with a site and what it sees, [..., channels]; gives what it is to see instead, or None.
@@ -61,7 +64,7 @@ class Masking:
         self._flow: Flow | None = None
         self._of_flow: Tokens | None = None
         self._of_call: Tokens | None = None
-        self._last: tuple[torch.Tensor, torch.Tensor, dict[str, tuple[int, int, int]]] | None = None
+        self._last: tuple[torch.Tensor, torch.Tensor, dict[str, Counted]] | None = None
 
     def set_level(self, name: str, level: float) -> None:
         """Give a site another sparsity."""
@@ -135,12 +138,12 @@ class Masking:
             gone = gone & tokens.chosen[:, None]
         return (flat * ~gone).reshape(x.shape)  # many times as fast on a processor as filling by a mask
 
-    def _counted(self, x: torch.Tensor, masked: torch.Tensor, tokens: Tokens) -> dict[str, tuple[int, int, int]]:
+    def _counted(self, x: torch.Tensor, masked: torch.Tensor, tokens: Tokens) -> dict[str, Counted]:
         """For each phase the entries in scope, the zeros among them before, and after."""
         channels = x.shape[-1]
         after = zeros(masked.detach().reshape(-1, channels))
         before = after if masked is x else zeros(x.detach().reshape(-1, channels))
         return {
-            phase: (len(rows) * channels, int(before[rows].sum()), int(after[rows].sum()))
+            phase: (len(rows) * channels, before[rows].sum(), after[rows].sum())
             for phase, rows in tokens.rows.items()
         }

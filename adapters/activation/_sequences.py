@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
-from sparsebench.adapters.activation._masking import Masking
+from sparsebench.adapters.activation._masking import Counted, Masking
 from sparsebench.adapters.activation.base import dropped
 from sparsebench.adapters.selection import smallest
 from sparsebench.engine.flow import Lanes, PackedRows
@@ -128,15 +129,15 @@ class PromptMasking(Masking):
             return x
         flat = x.reshape(-1, x.shape[-1])
         gone = torch.zeros(flat.shape, dtype=torch.bool, device=flat.device)
-        sizes = torch.tensor([len(row.decode) for row in rows], device=flat.device)
+        owners = np.repeat(np.arange(len(rows)), [len(row.decode) for row in rows])
         chosen = torch.stack([self._left_out(row.memories, site) for row in rows])
-        gone[torch.cat([row.decode for row in rows])] = chosen.repeat_interleave(sizes, dim=0)
+        gone[torch.cat([row.decode for row in rows])] = chosen[torch.from_numpy(owners).to(flat.device)]
         self._gone = gone
         return (flat * ~gone).reshape(x.shape)
 
-    def _counted(self, x: torch.Tensor, masked: torch.Tensor, tokens: Tokens) -> dict[str, tuple[int, int, int]]:
-        channels = x.shape[-1]
+    def _counted(self, x: torch.Tensor, masked: torch.Tensor, tokens: Tokens) -> dict[str, Counted]:
+        channels, none = x.shape[-1], torch.zeros((), dtype=torch.long, device=x.device)
         return {
-            phase: (len(rows) * channels, 0, 0 if self._gone is None else int(self._gone[rows].sum()))
+            phase: (len(rows) * channels, none, none if self._gone is None else self._gone[rows].sum())
             for phase, rows in tokens.rows.items()
         }

@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from typing import Any
+from numbers import Real
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+if TYPE_CHECKING:
+    import torch
+
+Amount: TypeAlias = "float | torch.Tensor"
+"""A number, or a tensor without dimensions that holds one."""
 
 
 class Counters:
@@ -11,25 +18,41 @@ class Counters:
 
     Attention pairs are summed over query heads and layers, activation counts are weighted by the parameters that an
     input channel would have multiplied. Ratios are ratios of sums.
+
+    What was counted on a device stays there until a sum is asked for: each number that is fetched makes the device wait.
     """
 
     def __init__(self) -> None:
-        self.sums: dict[str, float] = defaultdict(float)
+        self._sums: dict[str, float] = defaultdict(float)
+        self._counted: dict[tuple[str, Any], torch.Tensor] = {}
+
+    @property
+    def sums(self) -> dict[str, float]:
+        """All sums by name."""
+        for (name, _), amount in self._counted.items():
+            self._sums[name] += float(amount)
+        self._counted.clear()
+        return self._sums
 
     def reset(self) -> None:
         """Begin anew."""
-        self.sums.clear()
+        self._sums.clear()
+        self._counted.clear()
 
-    def add(self, name: str, amount: float) -> None:
+    def add(self, name: str, amount: Amount) -> None:
         """Add to a named sum."""
-        self.sums[name] += amount
+        if isinstance(amount, float | Real):  # type checkers do not take a float for a Real
+            self._sums[name] += float(amount)
+            return
+        before = self._counted.get((name, amount.device))
+        self._counted[name, amount.device] = amount.double() if before is None else before + amount
 
     def tokens(self, phase: str, count: int, pairs: int) -> None:
         """Tokens that ran in a phase, and the causal (query, key) pairs one head of one layer has for them."""
-        self.sums[f"{phase}.tokens"] += count
-        self.sums[f"{phase}.causal_pairs"] += pairs
+        self.add(f"{phase}.tokens", count)
+        self.add(f"{phase}.causal_pairs", pairs)
 
-    def attention(self, phase: str, kept: int, visible: int, union: int, index_flops: float) -> None:
+    def attention(self, phase: str, kept: Amount, visible: Amount, union: Amount, index_flops: Amount) -> None:
         """One layer's selection.
 
         Args:
@@ -39,15 +62,15 @@ class Counters:
             union: Keys read, union over the query heads of a group, summed over key heads and queries.
             index_flops: Work of estimating and selecting.
         """
-        self.sums[f"{phase}.attention.kept"] += kept
-        self.sums[f"{phase}.attention.visible"] += visible
-        self.sums[f"{phase}.attention.union"] += union
-        self.sums[f"{phase}.attention.index_flops"] += index_flops
+        self.add(f"{phase}.attention.kept", kept)
+        self.add(f"{phase}.attention.visible", visible)
+        self.add(f"{phase}.attention.union", union)
+        self.add(f"{phase}.attention.index_flops", index_flops)
 
-    def activation(self, phase: str, zeros: float, total: float) -> None:
+    def activation(self, phase: str, zeros: Amount, total: Amount) -> None:
         """Inputs of a linear layer in scope: zeros and entries, each weighted by the layer's outputs."""
-        self.sums[f"{phase}.activation.zeros"] += zeros
-        self.sums[f"{phase}.activation.total"] += total
+        self.add(f"{phase}.activation.zeros", zeros)
+        self.add(f"{phase}.activation.total", total)
 
     def ratio(self, part: str, whole: str) -> float | None:
         """One sum over another; None when nothing was counted."""

@@ -159,16 +159,20 @@ class Sparsity:
 def prepare_timed(
     adapter: Adapter, system: System, calibration: Calibration | None, budget: Budget | None = None
 ) -> Prepared:
-    """`adapter.prepare`, with its wall time charged.
+    """`adapter.prepare`, with its wall time and its memory charged.
 
     Raises:
         InputError: The method reads a calibration text and none was given.
     """
     if adapter.reads_calibration() and calibration is None:
         raise InputError(f"{adapter.card.id} reads a calibration text", "name one in the suite: calibration: ...")
+    from sparsebench.systems.memory import added_memory
+
     start = time.perf_counter()
-    prepared = adapter.prepare(system, calibration, budget)
+    with added_memory() as added:
+        prepared = adapter.prepare(system, calibration, budget)
     prepared.seconds = time.perf_counter() - start
+    prepared.peak_bytes = added.bytes if adapter.reads_calibration() else None
     return prepared
 
 
@@ -189,7 +193,6 @@ def attached(
     """
     import json
 
-    system.see_dense()
     with ExitStack() as contexts:
         states: list[Prepared] = []
         before: list[Any] = []
@@ -206,6 +209,8 @@ def attached(
                 prepared = prepare_timed(adapter, system, calibration, budget if depends else None)
                 if cache is not None:
                     cache[key] = prepared
+            if not states:
+                system.see_dense()
             system = contexts.enter_context(adapter.attach(system, prepared, budget))
             states.append(prepared)
             before.append([adapter.card.id, adapter.config, budget.to_dict() if budget else None])

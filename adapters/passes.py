@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -206,8 +206,7 @@ def block_by_block(
         for index in range(len(system.blocks)):
             own = [site for site in sites if site.block == index]
             with gathering(own, gram) as found:
-                for calls, states in zip(batches, hidden, strict=True):
-                    calls[index].run(states)
+                _feed(own, [calls[index] for calls in batches], hidden)
             for site in own:
                 prune(site, found.pop(site.name))
             if index + 1 < len(system.blocks):
@@ -236,6 +235,29 @@ class BlockCall:
             out = self.block(**{**self.options, "hidden_states": hidden})
         states: torch.Tensor = out[0] if isinstance(out, tuple) else out
         return states
+
+
+class _Enough(Exception):
+    """All linear layers of a block have been fed; no error, but the end of what has to be run."""
+
+
+def _feed(sites: Sequence[LinearSite], calls: Sequence[BlockCall], hidden: Sequence[torch.Tensor]) -> None:
+    """Run a block on all batches for the sake of hooks, as far as the input of its last linear layer.
+
+    Which one is last is seen in the first batch, where each must be fed once; else all is run.
+    """
+    order: list[LinearSite] = []
+    with fed(sites, lambda site, x, again: order.append(site)):
+        calls[0].run(hidden[0])
+
+    def stop(site: LinearSite, x: torch.Tensor, again: bool) -> None:
+        raise _Enough
+
+    once = len(order) == len(sites) == len({site.name for site in order})
+    with fed(order[-1:] if once else [], stop):
+        for call, states in zip(calls[1:], hidden[1:], strict=True):
+            with suppress(_Enough):
+                call.run(states)
 
 
 def block_calls(system: CausalLM, ids: torch.Tensor) -> list[BlockCall]:

@@ -3,12 +3,12 @@
     python benchmarks/retrieval_scale.py [--documents N] [--queries N] [--engines exact,seismic,...] [--seconds S]
                                          [--processes N] [--out FILE.json]
 
-`--documents 1000000` is BigANN's sparse track (8.8 million) in little, and stays below 8 GiB. Queries a second are those
-of one process and of `--processes` that share the index, each with a part of the queries.
+`--documents 1000000` is BigANN's sparse track (8.8 million) in little, and stays below 8 GiB. Queries a second are
+those of one process and of `--processes` that share the index, each with a part of the queries.
 Vectors are synthetic, in the likeness of SPLADE's on MS MARCO: about 120 terms a document and 49 a query, of a
 vocabulary of 30,522; terms by Zipf's law, drawn in topics so that terms come together; weights log-normal, the frequent
-ones smaller. Printed are build time, bytes, recall of the exact first 10, queries a second, and the largest memory of the
-process, vectors included.
+ones smaller. Printed are build time, bytes, recall of the exact first 10, queries a second, and the largest memory of
+the process, vectors included.
 """
 
 from __future__ import annotations

@@ -15,6 +15,7 @@ import functools
 import gzip
 import http.server
 import json
+import os
 import shutil
 import statistics
 import subprocess
@@ -53,7 +54,9 @@ def main() -> None:
         folder = chosen.folder or Path(temporary)
         results, site = folder / f"synthetic-{chosen.models}", folder / "site"
         if not results.is_dir():
-            write(results, chosen.models)
+            unfinished = results.with_suffix(".unfinished")
+            write(unfinished, chosen.models)
+            unfinished.rename(results)
         command = [sys.executable, __file__, "--build", str(results), str(site)]
         done = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True)
         table: dict[str, Any] = {"hardware": environment.hardware(), "commit": environment.commit()[0]}
@@ -83,6 +86,8 @@ def write(results: Path, models: int) -> None:
             for k, card in enumerate(card for card in found if card.family == family)
         )
 
+    # Made-up results need not outlive a power cut, and ten thousand cells are forty thousand files.
+    os.fsync = lambda descriptor: None
     store = Store.create(results)
     synthetic.write_suite(store, resamples=RESAMPLES)
     tasks = [
@@ -149,6 +154,7 @@ def served(folder: Path) -> Iterator[str]:
         thread.join()
 
 
+LOADED = "!('loading' in document.documentElement.dataset)"
 SORT = """async (column) => {
     const button = document.querySelector("table.leaderboard").tHead.rows[0].cells[column].querySelector("button");
     const start = performance.now();
@@ -174,10 +180,10 @@ def sorting(address: str) -> dict[str, Any] | str:
         start = time.perf_counter()
         page.goto(address, wait_until="load")
         opened = time.perf_counter() - start
-        page.wait_for_function("!document.documentElement.dataset.loading")
+        page.wait_for_function(LOADED)
         columns = page.evaluate("document.querySelector('table.leaderboard').tHead.rows[0].cells.length")
         page.evaluate(SORT, 0)
-        page.wait_for_function("!document.documentElement.dataset.loading")
+        page.wait_for_function(LOADED)
         times = [page.evaluate(SORT, column) for _ in range(3) for column in range(columns)]
         found = {
             "version": chromium.version,

@@ -3,14 +3,16 @@
 Behind the choice of methods in `sparsebench.stats.inference`. Each line is one kind of change and one number of
 clusters of 20 samples; for each method it prints the one-sided error rates (a loss claimed, a gain claimed; .05 is
 meant) and the coverage of the two-sided interval (.95 is meant). The last lines are template losses of exactly the
-margin, and how often they are called non-inferior:
+margin, and how often they are called non-inferior. The table goes to benchmarks/results/stats_coverage.json.
 
-    python benchmarks/stats_coverage.py [--replicates N] [--resamples N]
+    python benchmarks/stats_coverage.py [--replicates N] [--resamples N] [--out FILE]
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+from pathlib import Path
 
 import numpy as np
 
@@ -22,6 +24,7 @@ from sparsebench.stats.scale import DIFFERENCE
 
 SIZE = 20
 CLUSTERS = (4, 6, 10, 20, 40, 150)
+METHODS = ("percentile", "sign flip", "t", "bootstrap-t", "outermost")
 KINDS = ("normal", "unequal sizes", "answers", "exponential", "log-normal")
 
 
@@ -29,15 +32,26 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--replicates", type=int, default=1_000)
     parser.add_argument("--resamples", type=int, default=1_999)
+    default = Path(__file__).parent / "results" / "stats_coverage.json"
+    parser.add_argument("--out", type=Path, default=default)
     chosen = parser.parse_args()
+    lines: list[dict[str, object]] = []
     print(f"{'':22s} {'percentile':>17s} {'sign flip':>11s} {'t':>17s} {'bootstrap-t':>17s} {'outermost':>17s}")
     for kind in KINDS:
         for clusters in CLUSTERS:
             sums = simulated(kind, clusters, chosen.replicates, np.random.default_rng([KINDS.index(kind), clusters]))
-            print(f"{kind:14s} C = {clusters:3d}", *rates(sums, chosen.resamples))
+            found = rates(sums, chosen.resamples)
+            print(f"{kind:14s} C = {clusters:3d}", *found)
+            numbers = {name: [float(x) for x in text.split()] for name, text in zip(METHODS, found, strict=True)}
+            lines.append({"kind": kind, "clusters": clusters, **numbers})
     for clusters, size, spread in ((30, 33, 20), (30, 33, 50), (5, 100, 3)):
         rate = false_assurance(clusters, size, spread, chosen.replicates, chosen.resamples)
         print(f"{clusters} templates of {size}, rates beta({0.04 * spread:.2g}, {0.96 * spread:.3g}): {rate:.3f}")
+        lines.append({"kind": "loss of the margin", "clusters": clusters, "size": size, "called non-inferior": rate})
+    meaning = "of each method: rate of losses claimed, of gains claimed, coverage; of the sign flip the first two"
+    table = {"replicates": chosen.replicates, "resamples": chosen.resamples, "figures": meaning, "lines": lines}
+    chosen.out.parent.mkdir(exist_ok=True)
+    chosen.out.write_text(json.dumps(table, indent=1) + "\n")
 
 
 def simulated(kind: str, clusters: int, replicates: int, generator: np.random.Generator) -> ClusterSums:

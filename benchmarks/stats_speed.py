@@ -1,20 +1,24 @@
 """How long the paired statistics of a whole leaderboard take.
 
 Prints the seconds of `compare_many` (bootstrap, permutation, intervals, power and verdicts) for 1,000 cells of 1,000
-samples with 10,000 resamples, independent and in clusters:
+samples with 10,000 resamples, independent and in clusters. The table goes to benchmarks/results/stats_speed.json.
 
-    python benchmarks/stats_speed.py [--cells N] [--samples N] [--resamples N]
+    python benchmarks/stats_speed.py [--cells N] [--samples N] [--resamples N] [--out FILE]
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import time
+from pathlib import Path
 
 import numpy as np
 
 from sparsebench.stats import Margin, compare_many
+
+RESULTS = Path(__file__).parent / "results"
 
 
 def main() -> None:
@@ -22,6 +26,7 @@ def main() -> None:
     parser.add_argument("--cells", type=int, default=1_000)
     parser.add_argument("--samples", type=int, default=1_000)
     parser.add_argument("--resamples", type=int, default=10_000)
+    parser.add_argument("--out", type=Path, default=RESULTS / "stats_speed.json")
     chosen = parser.parse_args()
     generator = np.random.default_rng(0)
     dense = generator.normal(3, 0.5, chosen.samples)
@@ -34,6 +39,7 @@ def main() -> None:
     print(
         f"{chosen.cells:,} cells x {chosen.samples:,} samples x {chosen.resamples:,} resamples, {os.cpu_count()} cores"
     )
+    table: dict[str, float] = {}
     for name, seconds in (
         ("perplexity, independent windows", _timed(dense, sparse, weight, None, "exp", chosen.resamples)),
         ("perplexity, 50 clusters", _timed(dense, sparse, weight, templates, "exp", chosen.resamples)),
@@ -41,6 +47,17 @@ def main() -> None:
         ("accuracy, independent questions", _timed(right, answers, None, None, "identity", chosen.resamples)),
     ):
         print(f"{name:34s} {seconds:6.1f} s")
+        table[name] = round(seconds, 2)
+    write(chosen.out, {"cells": chosen.cells, "samples": chosen.samples, "resamples": chosen.resamples}, table)
+
+
+def write(out: Path, shape: dict[str, int], table: dict[str, float]) -> None:
+    """Keep the figures, with where they were taken."""
+    from sparsebench import environment
+
+    found = {"hardware": environment.hardware(), "commit": environment.commit()[0], **shape, "seconds": table}
+    out.parent.mkdir(exist_ok=True)
+    out.write_text(json.dumps(found, indent=1) + "\n")
 
 
 def _timed(

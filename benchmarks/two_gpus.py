@@ -101,7 +101,9 @@ def write_suite(folder: Path, model: str, cells: int, windows: int) -> Path:
         "build": "whole-text",
         "window": WINDOW,
         "windows": windows,
-        "metrics": [{"name": "perplexity", "column": "nll", "transform": "exp", "higher_is_better": False, "headline": True}],
+        "metrics": [
+            {"name": "perplexity", "column": "nll", "transform": "exp", "higher_is_better": False, "headline": True}
+        ],
     }
     (folder / "task.yaml").write_text(yaml.safe_dump(task, sort_keys=False))
     pruned = {"method": "random-weights", "budgets": {"sparsity": 0.5}, "seeds": list(range(cells - 1))}

@@ -4,6 +4,7 @@
     tables.print_terminal(table)                 for a terminal; also Markdown, CSV, JSON, LaTeX and Parquet
     figures.write_figures(table, "figures/")     quality against sparsity and FLOPs
     safe.safe_sparsities(table)                  how sparse each method may be
+    quality.sparsity_at_ratio(table)             how sparse at perplexity ratio 1.01; `over_tasks`, `knees`, ECE
     site.build_site(["results/"], "site/")       the static leaderboard
     check.check("main/", "branch/")              has anything become worse; `gate_formats` prints it
     check.compare("a/", "b/")                    two results folders, or two lm-eval logs

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from collections.abc import Iterator, Sequence
 from functools import cache
 from typing import Any
 
+from sparsebench.data.references import parse
 from sparsebench.reports import notation
 from sparsebench.reports.collect import budget_name, method_name
 from sparsebench.reports.comparisons import Judged
 from sparsebench.reports.views import Pages, Row
-from sparsebench.suite import names
+from sparsebench.suite_source import load_suite, names
 
 
 def cell_page(item: Judged, rows: Sequence[Row], pages: Pages) -> dict[str, Any]:
@@ -60,19 +62,31 @@ def cell_page(item: Judged, rows: Sequence[Row], pages: Pages) -> dict[str, Any]
 
 
 def command(item: Judged) -> str:
-    """What computes a cell again, with the others of its suite."""
+    """What computes a cell again, with its baseline."""
     place, spec = item.cell.record.placement, item.cell.spec
     suite = notation.slug(place.suite) if place.suite else "SUITE"
-    known = suite if suite in suites() else f"{suite}.yaml"
+    known = suite in suites()
     limit = f" --limit {spec.task.limit}" if spec.task.limit is not None else ""
-    device = f" --device {item.cell.environment.device.split(':')[0]}" if spec.system.kind == "causal-lm" else ""
-    return f"sparsebench run {known}{limit}{device if re.fullmatch('( --device [a-z]+)?', device) else ''}"
+    device = model = ""
+    if spec.system.kind == "causal-lm":
+        device = f" --device {item.cell.environment.device.split(':')[0]}"
+        device = device if re.fullmatch(" --device [a-z]+", device) else ""
+        other = known and spec.system.ref not in models(suite)
+        model = f" --model {shlex.quote(notation.printable(spec.system.ref, 400))}" if other else ""
+    return f"sparsebench run {suite if known else f'{suite}.yaml'} --cell {item.cell.id}{model}{limit}{device}"
 
 
 @cache
 def suites() -> frozenset[str]:
     """Suites that come with the package."""
     return frozenset(names())
+
+
+@cache
+def models(suite: str) -> frozenset[str]:
+    """Language models of a suite that comes with the package, by canonical reference."""
+    systems = load_suite(suite).systems.values()
+    return frozenset(str(parse(system.model)) for system in systems if system.kind == "causal-lm")
 
 
 def _unless_in(budget: str, label: str) -> str:
@@ -99,11 +113,13 @@ def _cost(item: Judged, row: Row, budget: str) -> Iterator[tuple[str, str]]:
             "Bytes a token",
             _and(notation.ratio(row["bytes_ratio"]), _absolute(bytes_read, outcome.bytes_per_token_dense)),
         ),
+        ("Bits a weight", notation.number(outcome.bits_per_weight)),
         ("Acts in", outcome.phase),
         ("Decode queries a sample", notation.number(outcome.decode_queries)),
         ("Wall time", _and(notation.number(outcome.seconds), " s") if executed else ""),
         ("Energy", _and(notation.number(outcome.energy), " J") if executed else ""),
         ("Preparation", _preparation(outcome.prepare_seconds, outcome.prepare_tokens)),
+        ("Memory of preparing", notation.bytes_size(outcome.prepare_memory)),
         ("Peak memory of the process", notation.bytes_size(outcome.peak_memory)),
         ("Leaves out", row["unit"]),
         ("Compared within", row["compare_group"]),

@@ -49,11 +49,13 @@ def claim_view(row: LedgerRow, pages: Pages) -> dict[str, Any]:
 
 def cost_views(costs: Sequence[CostOfKeeping], pages: Pages) -> list[dict[str, Any]]:
     """The cost of keeping quality on all tasks, cheapest first within each family."""
+    several = len({cost.row["suite"] for cost in costs}) > 1
     lines = [
         {
             "family": cost.row["family"],
             "method": cost.row["method"],
             "config": cost.row["config"],
+            "suite": cost.row["suite"] if several else "",
             "model": cost.row["model"],
             "tier": cost.row["tier"],
             "page": pages.method(cost.row["method"]),

@@ -31,7 +31,6 @@ COLUMNS: dict[str, tuple[str, str]] = {
     "method": (TEXT, "Method; `dense` for the baseline of language models; a stack is `a+b`."),
     "config": (TEXT, "Knobs as printed."),
     "model": (TEXT, "Reference of the system under test."),
-    "tier": (TEXT, "Size of that model: `S` below 1B parameters, `M` to 9B, `L` above; empty where it is not known."),
     "task": (TEXT, "Task."),
     "phase": (TEXT, "Phases in which the method acted: `prefill`, `decode`, both, or none."),
     "budget": (TEXT, "How sparse it was asked to be."),
@@ -83,6 +82,7 @@ COLUMNS: dict[str, tuple[str, str]] = {
     "sparsity_of": (TEXT, "What the sparsity is a share of."),
     "data_hash": (TEXT, "Hash of the rows that were evaluated."),
     "base_precision": (TEXT, "Precision of the weights before any method."),
+    "tier": (TEXT, "Size of that model: `S` below 1B parameters, `M` to 9B, `L` above; empty where it is not known."),
     "dtype": (TEXT, "Type that was computed in."),
     "status": (TEXT, "`ok` or `failed`."),
     "seed": (WHOLE, "The method's seed."),
@@ -91,6 +91,10 @@ COLUMNS: dict[str, tuple[str, str]] = {
     "n_clusters": (WHOLE, "Independent clusters that the samples fall into."),
     "evaluation_seconds": (NUMBER, "Wall time of evaluating the cell: no speed of the method."),
     "prepare_seconds": (NUMBER, "Wall time of the method's offline work."),
+    "prepare_tokens": (WHOLE, "Calibration tokens that it read."),
+    "prepare_memory": (WHOLE, "Peak memory of that work above what there was before, bytes."),
+    "bits_per_weight": (NUMBER, "Stored bits of a prunable weight, indices, scales and outliers included; dense: 16."),
+    "bytes_per_token": (NUMBER, "Bytes read for a decoded token."),
 }
 """Columns of the tidy table: kind and meaning."""
 
@@ -199,6 +203,10 @@ def _cell_columns(item: Judged) -> dict[str, Any]:
         "decode_queries": outcome.decode_queries,
         "evaluation_seconds": outcome.seconds,
         "prepare_seconds": outcome.prepare_seconds,
+        "prepare_tokens": outcome.prepare_tokens,
+        "prepare_memory": outcome.prepare_memory,
+        "bits_per_weight": outcome.bits_per_weight,
+        "bytes_per_token": outcome.bytes_per_token,
     }
 
 

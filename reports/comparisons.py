@@ -15,11 +15,15 @@ from sparsebench.identity import seed_of
 from sparsebench.metrics import LARGEST_EXPONENT, Metric
 from sparsebench.reports.changes import Changes, changed_samples
 from sparsebench.reports.pairing import align, clusters_of, metric_mismatch, task_mismatch, unusable
+from sparsebench.reports.processes import each
 from sparsebench.reports.rules import conclusions, margin_of
 from sparsebench.reports.sources import Array, Cells, IntArray, Samples, Source, read_samples
 from sparsebench.stats import Comparison, Margin, compare_many, signal, value_bounds
 from sparsebench.store import StoredCell
 from sparsebench.suite import Conclude
+
+MANY = 1_000
+"""Cells from which on they are compared on all processors."""
 
 
 @dataclass
@@ -116,8 +120,15 @@ def compare_cells(sources: Sequence[Source], *, changes: int = 0) -> list[Judged
     cells = Cells(sources)
     rules = {source.name: conclusions(source) for source in sources}
     judged = [Judged(source, cell) for source, cell in cells]
-    for baseline, members in _groups(cells, judged):
-        _compare_group(baseline, members, rules, changes)
+    groups = list(_groups(cells, judged))
+
+    def compared(group: tuple[StoredCell | str, list[Judged]]) -> list[tuple[list[Judgement], str, Changes | None]]:
+        _compare_group(*group, rules, changes)
+        return [(item.judgements, item.problem, item.changes) for item in group[1]]
+
+    for (_, members), found in zip(groups, each(compared, groups, worth=len(judged) > MANY), strict=True):
+        for item, result in zip(members, found, strict=True):
+            item.judgements, item.problem, item.changes = result
     return judged
 
 

@@ -183,7 +183,7 @@ def _limits(axes: Axes, tradeoff: Tradeoff, rows: list[Row], column: str, bars: 
         low = max(low, 0.0)
         high = min(high, 1.0) if max(values) <= 1 else high
     if low > 0 and high > 5 * low and not tradeoff.higher_is_better:
-        _log_scale(axes)
+        _log_scale(axes, decades=math.log10(high / low))
         axes.set_ylim(low / (high / low) ** 0.06, high * (high / low) ** 0.06)
     else:
         pad = 0.06 * (high - low) or 0.05 * abs(high) or 0.05
@@ -205,12 +205,12 @@ def _aside(axes: Axes, k: int, count: int) -> Transform:
     return axes.transData + ScaledTranslation((k - (count - 1) / 2) * step, 0, axes.figure.dpi_scale_trans)
 
 
-def _log_scale(axes: Axes) -> None:
-    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+def _log_scale(axes: Axes, decades: float) -> None:
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     axes.set_yscale("log")
-    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if decades < 2.5 else (1.0,), numticks=8))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}" if x < 1e4 else f"{x:.0e}".replace("e+0", "e").replace("e+", "e")))
     axes.yaxis.set_minor_formatter(NullFormatter())
 
 

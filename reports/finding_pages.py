@@ -38,7 +38,8 @@ def _is_of(finding: Finding, source: Source) -> bool:
 
 
 def _view(finding: Finding, sources: Sequence[Source]) -> dict[str, Any]:
-    status, reason, figures, scope = NOT_MEASURED, "", [], ""
+    status, reason, scope = NOT_MEASURED, "", ""
+    figures: Sequence[Figure] = ()
     if sources:
         from sparsebench.findings.reproduce import reproduce
 

@@ -72,7 +72,11 @@ def model_name(reference: str) -> str:
         return printable(reference)
     if kind == "hf":
         return printable(rest)
-    return printable(rest.rstrip("/").rsplit("#", 1)[-1].rsplit("/", 1)[-1] or rest)
+    package, _, inside = rest.partition("#")
+    last = rest.rstrip("/").rsplit("#", 1)[-1].rsplit("/", 1)[-1]
+    if inside and "." not in last:  # a folder, whose name says little
+        return printable(f"{package.split('==')[0]}/{inside}")
+    return printable(last or rest)
 
 
 def slug(text: str) -> str:

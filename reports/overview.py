@@ -19,6 +19,7 @@ def facts(headline: Sequence[Row], judged: Sequence[Judged], sources: Sequence[S
     decided = [row["verdict"] for row in tested if row["verdict"] in ("improved", "non-inferior", "regressed")]
     open_ = [row for row in tested if row["verdict"] == "inconclusive"]
     days = sorted({item.cell.environment.started[:10] for item in judged if item.cell.environment.started})
+    baselines = {row["model"] for row in headline if row["role"] == "baseline"}
     broken = sum(len(source.broken) for source in sources)
     return {
         "suites": sorted({row["suite"] for row in headline if row["suite"]}),
@@ -29,7 +30,7 @@ def facts(headline: Sequence[Row], judged: Sequence[Judged], sources: Sequence[S
         "families": family_order(row["family"] for row in headline if row["family"]),
         "tasks": len({row["task"] for row in headline if row["task"]}),
         "silent": len({line["name"] for line in baseline_lines(headline) if line["signal"] == "none"}),
-        "models": len({row["model"] for row in headline if row["model"]}),
+        "models": len(baselines or {row["model"] for row in headline if row["model"]}),
         "samples": sum(row["n"] or 0 for row in tested if row["delta"] is not None),
         "decided": len(decided) / (len(decided) + len(open_)) if decided or open_ else None,
     }

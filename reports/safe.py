@@ -27,6 +27,7 @@ class SafeSparsity:
         first_failure: The lowest one that fails; None where none does.
         levels: How many were tested.
         obstacle: Why nothing can be concluded at any level: `no signal`, `not exercised`; empty where something can.
+        corrected: The largest one, at most `largest`, that the verdicts show as well, which are corrected between methods.
     """
 
     row: dict[str, Any]
@@ -34,6 +35,7 @@ class SafeSparsity:
     first_failure: float | None
     levels: int
     obstacle: str
+    corrected: float | None = None
 
 
 def safe_sparsities(table: pd.DataFrame) -> list[SafeSparsity]:
@@ -48,14 +50,19 @@ def safe_sparsities(table: pd.DataFrame) -> list[SafeSparsity]:
     for _, group in rows.groupby(list(KEYS), sort=True):
         series: list[dict[str, Any]] = group.to_dict("records")  # type: ignore[assignment]
         worst: dict[float, float] = defaultdict(float)
+        adjusted: dict[float, float] = defaultdict(float)
         for row in series:
-            p = 1.0 if math.isnan(row["p_noninferior"]) else row["p_noninferior"]
             level = round(row["sparsity"], 4)
-            worst[level] = max(worst[level], p)
-        result = largest_safe(list(worst), list(worst.values()), series[0]["alpha"])
+            worst[level] = max(worst[level], _or_one(row["p_noninferior"]))
+            adjusted[level] = max(adjusted[level], _or_one(row["p_kept"]))
+        alpha = series[0]["alpha"]
+        result = largest_safe(list(worst), list(worst.values()), alpha)
+        # A level that is shown after correction is shown by itself.
+        both = [max(worst[level], adjusted[level]) for level in worst]
+        corrected = largest_safe(list(worst), both, alpha).level
         verdicts = {row["verdict"] for row in series}
         obstacle = verdicts.pop() if len(verdicts) == 1 and verdicts <= NOTHING_TO_SAY else ""
-        found.append(SafeSparsity(series[0], result.level, result.first_failure, len(worst), obstacle))
+        found.append(SafeSparsity(series[0], result.level, result.first_failure, len(worst), obstacle, corrected))
     return found
 
 
@@ -109,6 +116,10 @@ def costs_of_keeping(table: pd.DataFrame) -> list[CostOfKeeping]:
             )
         )
     return found
+
+
+def _or_one(p: float) -> float:
+    return 1.0 if math.isnan(p) else p
 
 
 def _worst(level: pd.DataFrame, tasks: set[str]) -> float:

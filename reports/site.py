@@ -12,7 +12,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import jinja2
 import pandas as pd
 
 from sparsebench.errors import InputError
@@ -21,15 +20,18 @@ from sparsebench.reports.atom import feed
 from sparsebench.reports.cell_pages import cell_page
 from sparsebench.reports.claim_pages import STATUSES, claim_view, cost_views, feed_entries
 from sparsebench.reports.collect import COLUMNS, table_of
-from sparsebench.reports.comparisons import Judged
+from sparsebench.reports.comparisons import MANY, Judged
+from sparsebench.reports.curves import curves
 from sparsebench.reports.finding_pages import NOT_MEASURED, finding_views
 from sparsebench.reports.leaderboard_pages import families_of, files_of, leaderboard_pages
 from sparsebench.reports.ledger import TIERS, LedgerClaim, LedgerRow, evaluate_sources
 from sparsebench.reports.overview import facts, source_line
+from sparsebench.reports.processes import each
 from sparsebench.reports.rules import declares_only, with_largest_loss
 from sparsebench.reports.safe import costs_of_keeping, safe_sparsities
 from sparsebench.reports.sources import Source, open_sources
 from sparsebench.reports.task_pages import task_pages
+from sparsebench.reports.templating import template_environment
 from sparsebench.reports.verdicts import judge
 from sparsebench.reports.views import (
     Cards,
@@ -41,7 +43,6 @@ from sparsebench.reports.views import (
     figure_views,
     fixed_columns,
     installed_method,
-    math_safe,
     row_views,
     safe_table,
     verdict_counts,
@@ -58,10 +59,12 @@ ROWS_OF_A_TABLE = 600
 """Rows of the table on a method's or task's page."""
 LARGEST_LOSS = 0.05
 """The loss, relative to the baseline, at which each method's one number says what it costs."""
+UNSPARSE = "The system as it is, which the others are compared with."
 METHODS_SHOWN = 40
 """Lines of the overview's tables of methods."""
 FAILED_SHOWN = 100
 CHANGES_SHOWN = 20
+CURVES_SHOWN = 24
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'"
@@ -168,7 +171,7 @@ class _Builder:
         self.safe = safe_sparsities(table)
         self.costs = costs_of_keeping(table if limited is None else limited)
         self.written: list[str] = []
-        self.environment = _environment()
+        self.environment = template_environment(HERE / "templates")
         self.facts = facts(self.headline, judged, sources)
 
     def build(self) -> None:
@@ -269,7 +272,7 @@ class _Builder:
             found = [card for card in map(self.cards, method.split("+")) if card is not None]
             is_baseline = all(row["role"] in ("baseline", "noise") for row in rows)
             path = self.pages.method(method)
-            summary = found[0].card.summary if len(found) == 1 else f"{len(rows)} rows"
+            summary = found[0].card.summary if len(found) == 1 else UNSPARSE if is_baseline else f"{len(rows)} rows"
             family = "baselines" if is_baseline else rows[0]["family"]
             listed.setdefault(family, []).append({"title": method, "summary": summary, "file": path.split("/")[1]})
             shown = sorted(
@@ -281,11 +284,13 @@ class _Builder:
                 "Methods",
                 name=method,
                 cards=found,
-                baseline=is_baseline,
+                baseline=UNSPARSE if is_baseline else "",
                 rows=shown[:ROWS_OF_A_TABLE],
                 left_out=max(0, len(rows) - ROWS_OF_A_TABLE),
                 fixed=fixed_columns(rows),
                 caption=f"Headline metrics of {method}",
+                curves=(drawn := curves(rows))[:CURVES_SHOWN],
+                curves_left_out=max(0, len(drawn) - CURVES_SHOWN),
                 safe=safe_table([s for s in self.safe if s.row["method"] == method], self.pages),
             )
         order = [f for f in family_order(listed) if f != "baselines"] + [f for f in listed if f == "baselines"]
@@ -295,9 +300,14 @@ class _Builder:
         rows: dict[tuple[str, str], list[Row]] = {}
         for row in self.rows:
             rows.setdefault((row["source"], row["cell"]), []).append(row)
-        for item in self.judged:
+
+        def write(item: Judged) -> str:
             key = item.source.name, item.cell.id
-            self._page(self.pages.cell(*key), "cell.html", "Leaderboard", **cell_page(item, rows[key], self.pages))
+            path = self.pages.cell(*key)
+            self._page(path, "cell.html", "Leaderboard", **cell_page(item, rows[key], self.pages))
+            return path
+
+        self.written += each(write, self.judged, worth=len(self.judged) > MANY)
 
     def _claims(self) -> None:
         rows = [claim_view(row, self.pages) for row in self.claims]
@@ -319,28 +329,3 @@ class _Builder:
             files.append({"name": name, "path": f"data/{name}", "size": len(content), "sha256": digest})
         columns = [(name, kind, meaning) for name, (kind, meaning) in COLUMNS.items()]
         self._page("downloads.html", "downloads.html", "Downloads", files=files, columns=columns, rows=len(self.table))
-
-
-def _environment() -> jinja2.Environment:
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(HERE / "templates"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {
-        "bytes_size": notation.bytes_size,
-        "count": notation.count,
-        "model": notation.model_name,
-        "number": notation.number,
-        "p_value": notation.p_value,
-        "percent": notation.percent,
-        "ratio": notation.ratio,
-        "raw": math_safe,
-        "short": notation.printable,
-        "signed": notation.signed,
-        "known": notation.known,
-        "web": lambda url: str(url).startswith(("https://", "http://")),
-    }
-    return environment

@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 from sparsebench.errors import InputError, IntegrityError
 from sparsebench.metrics import Metric
 from sparsebench.packing import SUFFIX
+from sparsebench.remote import address
 from sparsebench.store import Store, StoredCell
 
 Array = npt.NDArray[np.float64]
@@ -51,7 +52,7 @@ def open_sources(folders: Iterable[str | os.PathLike[str]]) -> list[Source]:
         InputError: A folder that holds no results, or none at all.
         IntegrityError: A `suite.json` that is no JSON.
     """
-    roots = list(dict.fromkeys(Path(folder).resolve() for folder in folders))
+    roots = list(dict.fromkeys(Path(f) if address(f) else Path(f).resolve() for f in folders))
     if not roots:
         raise InputError("no results folder was named", "name the folder that `sparsebench run` wrote")
     return [_open(root, name) for root, name in zip(roots, short_names(roots), strict=True)]

@@ -59,9 +59,12 @@ def baseline_lines(rows: Sequence[Row]) -> list[dict[str, Any]]:
     for row in rows:
         if row["metric"]:
             groups.setdefault((row["task"], row["metric"], row["model"]), []).append(row)
+    has_baseline = {key[:2] for key, members in groups.items() if _baseline(members)}
     lines = []
     for (task, metric, model), members in sorted(groups.items()):
-        base = next((row for row in members if row["role"] == "baseline"), None)
+        base = _baseline(members)
+        if base is None and (task, metric) in has_baseline:
+            continue  # another system, compared with that baseline
         shown = base or members[0]
         silent = any(row["verdict"] == "no signal" for row in members)
         lines.append(
@@ -81,6 +84,10 @@ def baseline_lines(rows: Sequence[Row]) -> list[dict[str, Any]]:
             }
         )
     return lines
+
+
+def _baseline(rows: Sequence[Row]) -> Row | None:
+    return next((row for row in rows if row["role"] == "baseline"), None)
 
 
 def _with_versions(lines: list[dict[str, Any]], cells: Sequence[Judged]) -> list[dict[str, Any]]:

@@ -74,6 +74,8 @@ def _plausible(cell: StoredCell) -> Iterator[Found]:
         "seconds": outcome.seconds,
         "prepare_seconds": outcome.prepare_seconds,
         "prepare_tokens": outcome.prepare_tokens,
+        "prepare_memory": outcome.prepare_memory,
+        "bits_per_weight": outcome.bits_per_weight,
         "peak_memory": outcome.peak_memory,
         "energy": outcome.energy,
         "decode_queries": outcome.decode_queries,

@@ -12,7 +12,8 @@ from sparsebench.errors import SparseBenchError
 from sparsebench.records import CellSpec, MemberSpec
 from sparsebench.reports.sources import Source
 from sparsebench.reports.verify_record import Found
-from sparsebench.suite import Member, Suite, load_suite, names
+from sparsebench.suite import Member, Suite
+from sparsebench.suite_source import load_suite, names
 
 SHOWN = 4
 FIXED = ("id", "version", "definition", "data")
@@ -30,7 +31,7 @@ def suite_findings(source: Source) -> Iterator[Found]:
         return
     try:
         suite = Suite.model_validate(stored)
-        planned, noise = _planned(suite, source.suite.get("lock") or {})
+        planned, noise = _planned(suite, source.suite)
     except (ValidationError, SparseBenchError, ImportError) as error:
         first = str(error).splitlines()[0]
         yield (
@@ -78,11 +79,18 @@ def _agrees(planned: Any, stored: Any) -> bool:
     return bool(planned == stored)
 
 
-def _planned(suite: Suite, lock: dict[str, Any]) -> tuple[list[_Planned], int]:
+def _resolved(suite: dict[str, Any], kind: str) -> dict[str, dict[str, Any]]:
+    """What the lock in a `suite.json` resolved of a kind, by name; whatever is of another form is left out."""
+    lock = suite.get("lock")
+    entries = lock.get(kind) if isinstance(lock, dict) else None
+    return {name: e for name, e in entries.items() if isinstance(e, dict)} if isinstance(entries, dict) else {}
+
+
+def _planned(suite: Suite, stored: dict[str, Any]) -> tuple[list[_Planned], int]:
     """Every cell that a suite plans, and how many A/A rows."""
-    systems = lock.get("systems") or {}
+    systems = _resolved(stored, "systems")
     # A suite may name a task by its file; the lock has its id.
-    ids = {name.rpartition(" on ")[0]: str(locked["id"]) for name, locked in (lock.get("tasks") or {}).items()}
+    ids = {name.rpartition(" on ")[0]: str(task.get("id")) for name, task in _resolved(stored, "tasks").items()}
     cells, noise = [], set()
     for grid in suite.grids:
         for task in (ids.get(entry.task, entry.task) for entry in grid.tasks):
@@ -115,12 +123,11 @@ def _missing(planned: list[_Planned], noise: int, source: Source) -> Iterator[Fo
 
 def _locked(source: Source) -> Iterator[Found]:
     """Tasks, systems and calibration texts of the cells are those of the lock."""
-    lock = source.suite.get("lock") or {}
     tasks: dict[str, list[dict[str, Any]]] = {}
-    for locked in (lock.get("tasks") or {}).values():
+    for locked in _resolved(source.suite, "tasks").values():
         tasks.setdefault(str(locked.get("id")), []).append(locked)
-    prints = {(s.get("ref"), s.get("fingerprint")) for s in (lock.get("systems") or {}).values()}
-    texts = {c.get("hash") for c in (lock.get("calibration") or {}).values()}
+    prints = {(str(s.get("ref")), str(s.get("fingerprint"))) for s in _resolved(source.suite, "systems").values()}
+    texts = {str(c.get("hash")) for c in _resolved(source.suite, "calibration").values()}
     for cell in source.cells.values():
         spec = cell.spec
         ran, locked_tasks = spec.task.model_dump(), tasks.get(spec.task.id, [])
@@ -130,7 +137,7 @@ def _locked(source: Source) -> Iterator[Found]:
             yield "cannot check", "lock", "cells of another limit than the suite was last run with"
         if prints and (spec.system.ref, spec.system.fingerprint) not in prints:
             yield "error", "lock", f"cell {cell.id}: its model is not the one that the lock resolved"
-        if spec.calibration and texts and spec.calibration.get("hash") not in texts:
+        if spec.calibration and texts and str(spec.calibration.get("hash")) not in texts:
             yield "error", "lock", f"cell {cell.id}: its calibration text is not the one that the lock resolved"
 
 

@@ -15,10 +15,14 @@ from sparsebench.adapters.card import MethodCard
 from sparsebench.adapters.registry import FAMILIES, get
 from sparsebench.errors import SparseBenchError
 from sparsebench.reports import figures, notation
+from sparsebench.reports.processes import each
 from sparsebench.reports.safe import SafeSparsity
 from sparsebench.reports.tables import records
-from sparsebench.reports.tradeoffs import tradeoffs
+from sparsebench.reports.tradeoffs import Tradeoff, tradeoffs
 from sparsebench.reports.verdicts import TESTED_ROLES
+
+MANY_FIGURES = 12
+"""Figures from which on they are drawn on all processors."""
 
 
 class Row(dict[str, Any]):
@@ -166,6 +170,8 @@ class SafeTable:
 
 def safe_table(safe: Sequence[SafeSparsity], pages: Pages, most: int = 60) -> SafeTable:
     """Lay out the largest safe sparsities."""
+    # What leaves nothing out has no level to ask about.
+    safe = [s for s in safe if s.levels > 1 or 0 not in (s.largest, s.first_failure)]
     columns = sorted({(s.row["task"], s.row["metric"]) for s in safe})
     told_apart = _told_apart(safe)
     lines: dict[tuple[str, ...], dict[str, Any]] = {}
@@ -223,34 +229,26 @@ class FigureView:
 def figure_views(table: pd.DataFrame) -> list[FigureView]:
     """All figures of a table, drawn."""
     style = figures.styles(table)
-    found = []
-    for tradeoff in tradeoffs(table):
-        text = figures.svg(figures.draw(tradeoff, style), tradeoff.name)
-        label = f"{tradeoff.metric} of {tradeoff.task} against sparsity and FLOPs"
-        many = len(tradeoff.rows) > figures.MOST_BARS
-        bars = (
-            "There are too many points for intervals."
-            if many
-            else ("Bars are intervals of the paired difference from the baseline.")
-        )
-        caption = (
-            f"{tradeoff.metric} of {tradeoff.task} on {notation.model_name(tradeoff.model)}, sparser to the right. "
-            f"The line is the baseline, the band the declared margin. {bars} The numbers are in the task's table."
-        )
-        svg = Markup(figures.inline(text, str(escape(label)), tradeoff.name))  # matplotlib escapes the texts in it
-        found.append(
-            FigureView(
-                tradeoff.task,
-                len(tradeoff.rows),
-                len(tradeoff.kinds),
-                svg,
-                text,
-                f"figures/{tradeoff.name}.svg",
-                label,
-                caption,
-            )
-        )
-    return found
+    found = tradeoffs(table)
+    return each(lambda tradeoff: _figure_view(tradeoff, style), found, worth=len(found) > MANY_FIGURES)
+
+
+def _figure_view(tradeoff: Tradeoff, style: dict[tuple[str, str], figures.Style]) -> FigureView:
+    text = figures.svg(figures.draw(tradeoff, style), tradeoff.name)
+    label = f"{tradeoff.metric} of {tradeoff.task} against sparsity and FLOPs"
+    many = len(tradeoff.rows) > figures.MOST_BARS
+    bars = (
+        "There are too many points for intervals."
+        if many
+        else ("Bars are intervals of the paired difference from the baseline.")
+    )
+    caption = (
+        f"{tradeoff.metric} of {tradeoff.task} on {notation.model_name(tradeoff.model)}, sparser to the right. "
+        f"The line is the baseline, the band the declared margin. {bars} The numbers are in the task's table."
+    )
+    svg = Markup(figures.inline(text, str(escape(label)), tradeoff.name))  # matplotlib escapes the texts in it
+    file = f"figures/{tradeoff.name}.svg"
+    return FigureView(tradeoff.task, len(tradeoff.rows), len(tradeoff.kinds), svg, text, file, label, caption)
 
 
 @dataclass(frozen=True)

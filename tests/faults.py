@@ -35,7 +35,7 @@ from sparsebench.suite_run import run_suite
 
 PATIENCE = 120.0
 """Seconds after which a driver that does nothing is taken to hang."""
-TIMES = ("seconds", "prepare_seconds", "peak_memory", "energy", "speed")
+TIMES = ("seconds", "prepare_seconds", "prepare_memory", "peak_memory", "energy", "speed")
 """Fields of an outcome that may differ between two runs."""
 
 

@@ -15,7 +15,7 @@ import yaml
 from documents import DOCUMENTS, ROOT, blocks
 
 from sparsebench.cli import app
-from sparsebench.suite import from_source
+from sparsebench.suite_source import from_source
 from sparsebench.yaml_source import parse_yaml
 
 DOCS = ROOT / "docs"

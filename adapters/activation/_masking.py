@@ -144,6 +144,5 @@ class Masking:
         after = zeros(masked.detach().reshape(-1, channels))
         before = after if masked is x else zeros(x.detach().reshape(-1, channels))
         return {
-            phase: (len(rows) * channels, before[rows].sum(), after[rows].sum())
-            for phase, rows in tokens.rows.items()
+            phase: (len(rows) * channels, before[rows].sum(), after[rows].sum()) for phase, rows in tokens.rows.items()
         }

@@ -96,9 +96,14 @@ def seen_keys(view: AttentionView) -> torch.Tensor:
 
 def row_spans(view: AttentionView) -> list[tuple[int, int]]:
     """First position and number of the queries of each row; (0, 0) for a row without any."""
-    counts = (view.positions >= 0).sum(dim=1)
-    starts = torch.where(counts > 0, view.positions.max(dim=1).values + 1 - counts, 0)
-    return [(start, count) for start, count in torch.stack([starts, counts], dim=1).tolist()]
+    memo = view.geometry.memo
+    if "spans" not in memo:
+        positions = view.geometry.positions
+        counts = (positions >= 0).sum(axis=1)
+        starts = np.where(counts > 0, positions.max(axis=1, initial=-1) + 1 - counts, 0)
+        memo["spans"] = list(zip(starts.tolist(), counts.tolist(), strict=True))
+    spans: list[tuple[int, int]] = memo["spans"]
+    return spans
 
 
 @lru_cache(maxsize=4096)

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from sparsebench.adapters.attention._executor import MASK_ELEMENTS, SelectivePolicy, Tally
+from sparsebench.adapters.attention._executor import MASK_ELEMENTS, SelectivePolicy
+from sparsebench.adapters.attention._gathered import Tally
 from sparsebench.adapters.attention._selection import part_of, top_mask
 from sparsebench.adapters.attention.mustafar import entries
 from sparsebench.engine.attention import AttentionView, scores

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
 from sparsebench.adapters.attention._allowance import Allowance
 from sparsebench.adapters.attention._cache import CacheAdapter, PromptAdapter, StepwiseCache, reachable
 from sparsebench.adapters.attention._estimate import grouped
-from sparsebench.adapters.attention._executor import SelectivePolicy, Tally
+from sparsebench.adapters.attention._executor import SelectivePolicy
+from sparsebench.adapters.attention._gathered import Tally
+from sparsebench.adapters.attention._kept import KeptCache, kept_tensors, nbytes
 from sparsebench.adapters.attention._selection import ByQuery, Given, Selection, alone, top_mask
 from sparsebench.engine.attention import AttentionView, scores
 from sparsebench.errors import InputError
+from sparsebench.systems.counters import Amount
 
 if TYPE_CHECKING:
     from sparsebench.adapters.base import Prepared
@@ -129,12 +132,30 @@ class CachePolicy(RememberingPolicy):
     method: PromptAdapter
     selector: Recall
 
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.caches: dict[int, KeptCache] = {}
+
     def attend(self, view: AttentionView) -> torch.Tensor:
         """See `engine.attention.AttentionPolicy`."""
         view = view if view.states else self._remembered(view)
-        out = super().attend(view)
+        out = self._attend_kept(view) if self._drops(view) else super().attend(view)
         if not view.decode and view.layer not in self.dense_layers:
             self._cut(view)
+        return out
+
+    def _drops(self, view: AttentionView) -> bool:
+        """Whether decoded queries find only what was kept of their prompts."""
+        executed = self.method.mode == "executed" and self.selector.drops
+        return executed and view.decode and "decode" in self.phases and view.layer not in self.dense_layers
+
+    def _attend_kept(self, view: AttentionView) -> torch.Tensor:
+        stacked = self.selector.stack(view)
+        cache = self.caches.get(view.layer)
+        if cache is None or cache.stacked is not stacked:
+            cache = self.caches[view.layer] = KeptCache.of(stacked, view)
+        out, tally = cache.attend(view)
+        self._count(view, "decode", tally, 0.0)
         return out
 
     def _cut(self, view: AttentionView) -> None:
@@ -143,7 +164,7 @@ class CachePolicy(RememberingPolicy):
             length = own.query.shape[2]
             if not length:
                 continue
-            if int(own.positions[0, 0]) != 0 or own.key.shape[2] != length:
+            if own.geometry.positions[0, 0] != 0 or own.key.shape[2] != length:
                 raise InputError(f"{self.method.card.id} looks at whole prompts, and this one comes in parts")
             held = self.selector.cut(own, self.allowance, self.shape.layers)
             view.states[row][-1][self.method.card.id, view.layer] = held
@@ -158,15 +179,28 @@ class CachePolicy(RememberingPolicy):
             self.system.counters.add("decode.kv_bytes_resident", self._count_resident(view, tally))
             self.system.counters.add("decode.kv_bytes_resident_dense", dense)
 
-    def _count_resident(self, view: AttentionView, tally: Tally) -> float:
-        """Bytes held while each query ran, summed over queries: a query reads all that is held of its sequence."""
-        return tally.union * self.shape.key_bytes
+    def _count_resident(self, view: AttentionView, tally: Tally) -> Amount:
+        """Bytes held while each query ran, summed over queries.
+
+        Where evicted keys are gone it is the size of the tensors that are left; else that of what a query reads, which
+        is all that would be held of its sequence.
+        """
+        if not self._drops(view):
+            return tally.union * self.shape.key_bytes
+        each = view.key[0, :, 0].nbytes + view.value[0, :, 0].nbytes
+        held = 0.0
+        for one, positions in zip(self.selector.stack(view).held, view.geometry.positions, strict=True):
+            after = positions[positions >= 0] + 1 - one.length
+            held += len(after) * nbytes(one) + each * int(after.sum())
+        return held
 
 
 class Recall(ABC):
     """What a method remembers of prompts, and what it lets decoded queries read of them; see `Selector`."""
 
     method: PromptAdapter
+    drops: ClassVar[bool] = False
+    """Whether what is not held of a prompt is never read again, and can be dropped."""
 
     def __init__(self, method: PromptAdapter, prepared: Prepared) -> None:
         self.method = method
@@ -199,12 +233,14 @@ class KeptKeys(Recall):
     """What was kept of each prompt, and everything after it."""
 
     method: CacheAdapter
+    drops: ClassVar[bool] = True
 
     def cut(self, prompt: AttentionView, allowance: Allowance, layers: int) -> Held:
         """See `Recall.cut`."""
         available = reachable(prompt.key.shape[2], prompt.window)
         count = self.method.held(allowance, available, prompt.layer, layers)
-        return Held(self.method.keep(prompt, count, self.prepared))
+        keys = self.method.keep(prompt, count, self.prepared)
+        return Held(keys, more=kept_tensors(prompt, keys) if self.method.mode == "executed" else {})
 
     def select(self, view: AttentionView, allowance: Allowance) -> Selection:
         """See `Selector`."""
@@ -224,6 +260,7 @@ class StepByStep(KeptKeys):
     """Evicts before each decoded query, from what the queries before it left."""
 
     method: StepwiseCache
+    drops: ClassVar[bool] = False
 
     def cut(self, prompt: AttentionView, allowance: Allowance, layers: int) -> Held:
         """The prompt as it is, and what its keys are worth."""
@@ -251,7 +288,7 @@ class StepByStep(KeptKeys):
             real = (one.positions >= 0)[:, :, None]
             held, worth = torch.where(real, reads, held), torch.where(real, after, worth)
             mask[:, :, query] = reads & real
-        for row, length in enumerate(view.lengths.tolist()):
+        for row, length in enumerate(view.geometry.lengths.tolist()):
             own = Held(held[row, :, :length].clone(), worth[row, :, :length].clone())
             view.states[row][-1][self.method.card.id, view.layer] = own
         return Given(mask)

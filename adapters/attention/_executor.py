@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import reduce
 from typing import TYPE_CHECKING
 
 import torch
 
 from sparsebench.adapters.attention._allowance import Allowance, row_spans
+from sparsebench.adapters.attention._gathered import Tally, execute
 from sparsebench.adapters.attention._selection import Selection, part_of, per_head
 from sparsebench.engine.attention import AttentionPolicy, AttentionView, attend_dense, attend_masked
 
@@ -25,15 +25,6 @@ TILES = {"prefill": (64, 64), "decode": (1, 16)}
 
 Keys of a tile are a multiple of eight.
 """
-
-
-@dataclass
-class Tally:
-    """Pairs of one view, summed over heads."""
-
-    kept: int = 0
-    union: int = 0
-    tiles: int = 0
 
 
 class SelectivePolicy:
@@ -74,7 +65,8 @@ class SelectivePolicy:
             self.selector.observe(view, self.allowance)
             return self._dense(view, phase)
         selection = self.selector.select(view, self.allowance)
-        out, tally = simulate(view, selection, TILES[phase])
+        executed = self.method.mode == "executed"
+        out, tally = execute(view, selection) if executed else simulate(view, selection, TILES[phase])
         self._count(view, phase, tally, selection.index_flops)
         return out
 
@@ -86,17 +78,20 @@ class SelectivePolicy:
 
     def _count(self, view: AttentionView, phase: str, tally: Tally, index_flops: float | None) -> None:
         visible = view.query.shape[1] * view.dense_pairs()
-        index_bytes = 0.0
-        if index_flops is not None:
-            for start, count in row_spans(view):
-                if not count:
-                    continue
-                flops, read = self.method.index(self.shape, start, count, view.window)
-                index_flops, index_bytes = index_flops + flops, index_bytes + read
+        flops, index_bytes = (0.0, 0.0) if index_flops is None else self._index(view)
         counters = self.system.counters
-        counters.attention(phase, tally.kept, visible, tally.union, index_flops or 0.0)
+        counters.attention(phase, tally.kept, visible, tally.union, flops + (index_flops or 0.0))
         counters.add(f"{phase}.attention.tiles", tally.tiles)
         counters.add(f"{phase}.attention.index_bytes", index_bytes)
+
+    def _index(self, view: AttentionView) -> tuple[float, float]:
+        """FLOPs and bytes of choosing, over all rows; the same in layers of equal window."""
+        memo, key = view.geometry.memo, ("index", id(self.method), view.window)
+        if key not in memo:
+            each = [self.method.index(self.shape, *span, view.window) for span in row_spans(view) if span[1]]
+            memo[key] = (sum(flops for flops, _ in each), sum(read for _, read in each))
+        found: tuple[float, float] = memo[key]
+        return found
 
 
 def simulate(view: AttentionView, selection: Selection, tile: tuple[int, int]) -> tuple[torch.Tensor, Tally]:
@@ -121,29 +116,29 @@ def simulate(view: AttentionView, selection: Selection, tile: tuple[int, int]) -
         keep = selection.keep(part, first) & visible
         out[:, :, first : first + step] = attend_masked(part, per_head(keep, part))
         shared = heads // keep.shape[1]
-        tally.kept += shared * int(torch.count_nonzero(keep))
-        tally.union += _union(keep, part)
-        tally.tiles += shared * _tile_pairs(keep, visible, tile)
+        tally.add(
+            Tally(shared * torch.count_nonzero(keep), _union(keep, part), shared * _tile_pairs(keep, visible, tile))
+        )
     return out, tally
 
 
-def _union(keep: torch.Tensor, view: AttentionView) -> int:
+def _union(keep: torch.Tensor, view: AttentionView) -> torch.Tensor:
     """Keys read by any query head of a group, summed over queries and key heads."""
     kv_heads = view.key.shape[1]
     if keep.shape[1] == 1:
-        return kv_heads * int(torch.count_nonzero(keep))
+        return kv_heads * torch.count_nonzero(keep)
     if keep.shape[1] == view.query.shape[1] and view.group > 1:
         members = keep.reshape(len(keep), kv_heads, view.group, *keep.shape[2:]).unbind(2)
         keep = reduce(torch.bitwise_or, members)
-    return int(torch.count_nonzero(keep))
+    return torch.count_nonzero(keep)
 
 
-def _tile_pairs(keep: torch.Tensor, visible: torch.Tensor, tile: tuple[int, int]) -> int:
+def _tile_pairs(keep: torch.Tensor, visible: torch.Tensor, tile: tuple[int, int]) -> torch.Tensor:
     """Visible pairs in tiles of which at least one pair is kept."""
     words = _tiled(keep, tile).view(torch.int64)  # eight flags at a time
     touched = words.any(dim=-1).any(dim=-2)
     inside = _tiled(visible, tile).sum(dim=-1).sum(dim=-2)
-    return int((touched * inside).sum())
+    return (touched * inside).sum()
 
 
 def _tiled(mask: torch.Tensor, tile: tuple[int, int]) -> torch.Tensor:

@@ -3,6 +3,8 @@
 `keep(part, first)` gives the mask of the queries of `part`, a slice of the view from its query `first` on, over the
 keys of `part`: bool [rows, heads, queries, keys], with key heads (for all query heads of their group) or 1 (for all
 heads) in the place of heads. It may name keys that a query does not see: the executor leaves them out.
+
+`tile(part, first)`, of those that can be executed in prefill, says the same without a mask of all pairs; see `_tiles`.
 """
 
 from __future__ import annotations
@@ -11,9 +13,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Protocol
 
+import numpy as np
 import torch
 
-from sparsebench.engine.attention import AttentionView
+from sparsebench.adapters.attention._tiles import Tile, over_heads, pairs_at, shared_tile, tile_of
+from sparsebench.engine.attention import AttentionView, Geometry
 
 
 class Selection(Protocol):
@@ -49,6 +53,20 @@ class SinkAndRecent:
         keys = torch.arange(part.key.shape[2], device=at.device)
         sinks, recent = self.sinks[:, None, queries, None], self.recent[:, None, queries, None]
         return (keys < sinks) | (keys > at - recent)
+
+    def tile(self, part: AttentionView, first: int) -> Tile:
+        """See `_tiles.Tiled`."""
+        queries = slice(first, first + part.query.shape[2])
+        sinks, last = self.sinks[:, queries], part.positions - self.recent[:, queries]
+        keys = torch.arange(part.key.shape[2], device=last.device)
+        lowest = last.masked_fill(part.positions < 0, len(keys)).amin(dim=1)
+        columns = (keys < sinks.amax(dim=1)[:, None]) | (keys > lowest[:, None])
+
+        def pairs(places: torch.Tensor) -> torch.Tensor:
+            at = places[:, :, None]
+            return (at < sinks[:, None, :, None]) | (at > last[:, None, :, None])
+
+        return Tile(columns[:, None], pairs)
 
 
 @dataclass(frozen=True)
@@ -127,6 +145,10 @@ class Blocks:
         columns = torch.arange(part.key.shape[2], device=rows.device) // self.size
         return self.chosen.index_select(1, rows).index_select(2, columns)[None]
 
+    def tile(self, part: AttentionView, first: int) -> Tile:
+        """See `_tiles.Tiled`."""
+        return shared_tile(self.chosen, part, self.size, self.first_block, self.size)
+
 
 @dataclass(frozen=True)
 class VerticalSlash:
@@ -150,6 +172,22 @@ class VerticalSlash:
         slashes = windows[:, : len(positions)].flip(1)
         return (slashes | self.columns[:, None, :keys])[None]
 
+    def tile(self, part: AttentionView, first: int) -> Tile:
+        """See `_tiles.Tiled`."""
+        positions = part.positions[0]
+        keys = torch.arange(part.key.shape[2], device=positions.device)
+        before = torch.nn.functional.pad(self.diagonals.int().cumsum(dim=-1, dtype=torch.int32), (1, 0))
+        near, far = (positions[0] - keys).clamp(min=0), (positions[-1] - keys).clamp(min=-1) + 1
+        crossed = before[:, far] > before[:, near]
+        heads = torch.arange(len(self.columns), device=positions.device)[:, None]
+
+        def pairs(places: torch.Tensor) -> torch.Tensor:
+            apart = (positions[:, None] - places[0][:, None]).clamp(min=0)
+            along = self.diagonals[:, None].expand(-1, len(positions), -1).gather(2, apart)
+            return (along | self.columns[heads, places[0]][:, None])[None]
+
+        return Tile((crossed | self.columns[:, : len(keys)])[None], pairs)
+
 
 @dataclass(frozen=True)
 class Stripes:
@@ -170,6 +208,10 @@ class Stripes:
         """See `Selection`."""
         groups = part.positions[0] // self.size - self.first_group
         return self.chosen[:, :, : part.key.shape[2]].index_select(1, groups)[None]
+
+    def tile(self, part: AttentionView, first: int) -> Tile:
+        """See `_tiles.Tiled`."""
+        return shared_tile(self.chosen, part, self.size, self.first_group, 1)
 
 
 @dataclass(frozen=True)
@@ -207,57 +249,84 @@ class ByRow:
                 mask[row][:, real, : own.key.shape[2]] = per_head(chosen, own)[0]
         return mask
 
+    def tile(self, part: AttentionView, first: int) -> Tile:
+        """See `_tiles.Tiled`."""
+        heads, queries, keys = *part.query.shape[1:3], part.key.shape[2]
+        columns = torch.zeros((len(self.rows), heads, keys), dtype=torch.bool, device=part.query.device)
+        tiles: dict[int, tuple[Tile, int]] = {}
+        for row, (selection, start) in enumerate(zip(self.rows, self.starts, strict=True)):
+            own = alone(part, row)
+            if own.query.shape[2]:
+                tile = tile_of(selection, own, int(own.positions[0, 0]) - start)
+                columns[row, :, : own.key.shape[2]] = over_heads(tile.columns, own)[0]
+                tiles[row] = tile, own.key.shape[2]
+
+        def pairs(places: torch.Tensor) -> torch.Tensor:
+            mask = torch.zeros((*places.shape[:2], queries, places.shape[2]), dtype=torch.bool, device=places.device)
+            for row, (tile, length) in tiles.items():
+                chosen = pairs_at(tile, places[row : row + 1].clamp(max=length - 1), part)
+                mask[row][:, queries_of(part, row)] = chosen[0]
+            return mask
+
+        return Tile(columns, pairs)
+
 
 def by_row(view: AttentionView, select: Callable[[AttentionView], Selection]) -> Selection:
     """Select for each row by itself, so that neither padding nor other rows have a part in it."""
-    if view.query.shape[0] == 1 and bool((view.positions >= 0).all()) and int(view.lengths[0]) == view.key.shape[2]:
+    known = view.geometry
+    if len(known.lengths) == 1 and (known.positions >= 0).all() and known.lengths[0] == view.key.shape[2]:
         return select(view)
     rows, starts = [], []
     for row in range(view.query.shape[0]):
         own = alone(view, row)
         empty = own.query.shape[2] == 0
         rows.append(Given(torch.zeros((1, 1, 0, 0), dtype=torch.bool)) if empty else select(own))
-        starts.append(0 if empty else int(own.positions[0, 0]))
+        starts.append(0 if empty else int(own.geometry.positions[0, 0]))
     return ByRow(rows, starts)
 
 
 def queries_of(view: AttentionView, row: int) -> slice:
     """Where the queries of a row lie: they stand side by side, with padding on one side at most."""
-    real = view.positions[row] >= 0
-    count = int(torch.count_nonzero(real))
-    first = int(real.int().argmax()) if count else 0
-    return slice(first, first + count)
+    real = np.flatnonzero(view.geometry.positions[row] >= 0)
+    first = int(real[0]) if len(real) else 0
+    return slice(first, first + len(real))
 
 
 def alone(view: AttentionView, row: int) -> AttentionView:
     """One row of a view, without its padding."""
     real = queries_of(view, row)
-    length = min(int(view.lengths[row]), view.key.shape[2])
+    known = view.geometry
+    length = min(int(known.lengths[row]), view.key.shape[2])
     positions = view.positions[row : row + 1, real]
+    lengths = view.lengths[row : row + 1].clamp(max=length)
     return replace(
         view,
         query=view.query[row : row + 1, :, real],
         key=view.key[row : row + 1, :, :length],
         value=view.value[row : row + 1, :, :length],
         positions=positions,
-        lengths=view.lengths[row : row + 1].clamp(max=length),
+        lengths=lengths,
         states=view.states[row : row + 1],
         aligned=positions.shape[1] == length,
+        known=Geometry(known.positions[row : row + 1, real], np.array([length]), (positions, lengths)),
     )
 
 
 def part_of(view: AttentionView, first: int, last: int) -> AttentionView:
     """The queries from `first` to before `last`, with no key beyond what the last of them sees."""
-    positions = view.positions[:, first:last]
-    keys = max(1, int(positions.max()) + 1)
+    known = view.geometry
+    positions, there = view.positions[:, first:last], known.positions[:, first:last]
+    keys = max(1, int(there.max()) + 1)
+    lengths = view.lengths.clamp(max=keys)
     return replace(
         view,
         query=view.query[:, :, first:last],
         key=view.key[:, :, :keys],
         value=view.value[:, :, :keys],
         positions=positions,
-        lengths=view.lengths.clamp(max=keys),
+        lengths=lengths,
         aligned=False,
+        known=Geometry(there, known.lengths.clip(max=keys), (positions, lengths)),
     )
 
 
@@ -284,7 +353,8 @@ def top_mask(scores: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
     threshold = ranked.gather(-1, (counts - 1).clamp(min=0))
     above, tied = scores > threshold, scores == threshold
     room = counts - above.sum(dim=-1, keepdim=True)
-    if bool((tied.sum(dim=-1, keepdim=True) > room).any()):
+    # A processor looks first whether there are too many; a device would have to wait for the answer.
+    if tied.is_cuda or bool((tied.sum(dim=-1, keepdim=True) > room).any()):
         tied &= tied.cumsum(dim=-1, dtype=torch.int32) <= room
     return (above | tied) & (counts > 0)
 

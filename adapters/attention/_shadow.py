@@ -10,7 +10,7 @@ import torch
 from sparsebench.adapters.attention._allowance import Allowance
 from sparsebench.adapters.attention._estimate import grouped
 from sparsebench.adapters.attention._eviction import CachePolicy, Held, Recall, best
-from sparsebench.adapters.attention._executor import Tally
+from sparsebench.adapters.attention._gathered import Tally
 from sparsebench.adapters.attention._selection import Given, Selection
 from sparsebench.engine.attention import AttentionView, scores
 

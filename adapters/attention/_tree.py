@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from sparsebench.adapters.attention._selection import top_mask
+from sparsebench.adapters.attention._tiles import Tile
 from sparsebench.engine.attention import AttentionView
 
 ELEMENTS = 2**24
@@ -154,3 +155,27 @@ class Found:
         tier = torch.where(keys == at, 3.0, torch.where(forced, 2.0, chosen.float()))
         score = (keys + length * tier)[None].masked_fill(~part.visible(), -torch.inf)
         return top_mask(score, self.counts[queries])
+
+    def tile(self, part: AttentionView, first: int) -> Tile:
+        """See `_tiles.Tiled`."""
+        queries = slice(first, first + part.query.shape[2])
+        length = part.key.shape[2]
+        keys = torch.arange(length, device=self.counts.device)
+        counts, recent, sinks, at = self.counts[queries], self.recent[queries], self.sinks[queries], part.positions[0]
+        own = self.of_query[queries]
+        found = self.found[:, int(own.min()) : int(own.max()) + 1, :length].any(dim=1)
+        # What others leave of a query's budget is recent keys: none is older than its budget reaches.
+        near = (keys > (at - counts).min()) | (keys < sinks.max())
+        heads = torch.arange(len(found), device=keys.device)[:, None]
+
+        def pairs(places: torch.Tensor) -> torch.Tensor:
+            place = places[0][:, None]
+            forced = (place > at[:, None] - recent[:, None]) | (place < sinks[:, None])
+            chosen = self.found[heads[..., None], own[:, None], place]
+            tier = torch.where(place == at[:, None], 3.0, torch.where(forced, 2.0, chosen.float()))
+            seen = (place <= at[:, None]) & (place > at[:, None] - (part.window or length))
+            # A place that is named twice stands for padding: only the first counts.
+            first_of = torch.nn.functional.pad(place[..., 1:] != place[..., :-1], (1, 0), value=True)
+            return top_mask((place + length * tier).masked_fill(~(seen & first_of), -torch.inf), counts)[None]
+
+        return Tile((found | near)[None], pairs)

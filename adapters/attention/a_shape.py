@@ -36,6 +36,7 @@ class AShape(AttentionAdapter):
         phases=("prefill",),
         adaptivity="static",
         budgets=("sparsity", "tokens"),
+        modes=("simulated", "executed"),
         nearest="streaming-llm",
         differs="its first keys are a share of the budget (1 in 32), not four, and decode is dense",
         deviations=("one pattern for all heads; in MInference it is one of three that a search gives to heads",),

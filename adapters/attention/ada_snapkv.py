@@ -35,6 +35,7 @@ class AdaSnapKV(SnapKV):
         unit="token",
         phases=("decode",),
         budgets=("sparsity", "tokens"),
+        modes=("simulated", "executed"),
         prefix_invariant=False,
         nearest="snapkv",
         differs="gives the heads of a layer unequal budgets",

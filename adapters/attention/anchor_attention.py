@@ -40,6 +40,7 @@ class AnchorAttention(AttentionAdapter):
         phases=("prefill",),
         adaptivity="threshold",
         budgets=(),
+        modes=("simulated", "executed"),
         prefix_invariant=False,
         nearest="vertical-slash",
         differs="single columns by a threshold on scores, for each group of queries, and no diagonals",

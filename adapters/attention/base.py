@@ -11,10 +11,11 @@ from abc import abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self
 
 from sparsebench.adapters.base import Adapter, Prepared
 from sparsebench.cost import Cost, ModelShape, PhaseCosts, Request, dense_cost, window_pairs
+from sparsebench.errors import InputError
 
 if TYPE_CHECKING:
     from sparsebench.adapters.attention._allowance import Allowance
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from sparsebench.engine.attention import AttentionPolicy, AttentionView
     from sparsebench.systems.causal_lm import CausalLM
 
+Mode = Literal["simulated", "executed"]
 PhaseKnob = Literal["prefill", "decode", "both"]
 Setting = Literal["paper", "scaled"]
 """`paper`: sizes as published; `scaled`: sizes in proportion to the prompt below `PAPER_LENGTH` tokens."""
@@ -46,6 +48,46 @@ class AttentionAdapter(Adapter):
 
     A knob `phase` (`prefill`, `decode` or `both`) narrows the phases of the card.
     """
+
+    executes: ClassVar[tuple[str, ...]] = ("prefill", "decode")
+    """Phases in which the method's selections can be executed."""
+
+    mode: Mode = "simulated"
+    """Whether attention is dense work under a mask, or skips what is not selected."""
+
+    @classmethod
+    def configure(cls, knobs: dict[str, Any]) -> Self:
+        """See `Adapter.configure`.
+
+        Raises:
+            InputError: Also where the method is to be executed and cannot be.
+        """
+        method = super().configure(knobs)
+        method.check_mode()
+        return method
+
+    def check_mode(self) -> None:
+        """Whether the method can be executed, if it is to be.
+
+        Raises:
+            InputError: It cannot, in a phase in which it acts.
+        """
+        if self.mode == "simulated":
+            return
+        refused = [phase for phase in self.phases() if phase not in self.executes]
+        if refused:
+            able = [phase for phase in self.card.phases if phase in self.executes]
+            narrower = f", or with phase: {able[0]}" if able and "phase" in type(self).model_fields else ""
+            raise InputError(
+                f"{self.card.id} cannot be executed in {' and '.join(refused)}: no code skips what it leaves out there",
+                f"run it with mode: simulated{narrower}",
+            )
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """See `Adapter.config`; the mode is named where it is not the usual one, which cells state on their own."""
+        knobs = super().config
+        return knobs if self.mode == "executed" else {name: knobs[name] for name in knobs if name != "mode"}
 
     @abstractmethod
     def select(self, view: AttentionView, allowance: Allowance, prepared: Prepared) -> Selection:
@@ -109,6 +151,7 @@ class AttentionAdapter(Adapter):
         from sparsebench.engine.flow import Flow
 
         self.check_budget(budget)
+        self.check_mode()
         system.refuse_attention()
         policy = self.policy(system, prepared, budget, system.policy)
         decode = "decode" in self.phases()

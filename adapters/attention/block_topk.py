@@ -36,6 +36,7 @@ class BlockTopK(AttentionAdapter):
         unit="block",
         phases=("prefill",),
         budgets=("sparsity", "tokens"),
+        modes=("simulated", "executed"),
         prefix_invariant=False,
         nearest="oracle-blocks",
         differs="estimates the attention between two blocks from their means",

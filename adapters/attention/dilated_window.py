@@ -38,6 +38,7 @@ class DilatedWindow(AttentionAdapter):
         unit="token",
         adaptivity="static",
         budgets=("sparsity", "tokens"),
+        modes=("simulated", "executed"),
         nearest="sliding-window",
         differs="leaves gaps in the window, and so reaches farther",
         deviations=(
@@ -45,6 +46,8 @@ class DilatedWindow(AttentionAdapter):
             "all heads of all layers; the paper dilates two heads of the upper layers, in its autoregressive model",
         ),
     )
+
+    executes: ClassVar[tuple[str, ...]] = ("decode",)
 
     phase: PhaseKnob = "both"
     gap: int = Field(2, ge=1)

@@ -42,6 +42,7 @@ class DoubleSparsity(AttentionAdapter):
         unit="token",
         phases=("decode",),
         budgets=("sparsity", "tokens"),
+        modes=("simulated", "executed"),
         training="calibration",
         nearest="oracle-tokens",
         differs="scores tokens over 1 in 16 channels instead of all",

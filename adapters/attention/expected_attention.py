@@ -40,6 +40,7 @@ class ExpectedAttention(CacheAdapter):
         unit="token",
         phases=("decode",),
         budgets=("sparsity", "tokens"),
+        modes=("simulated", "executed"),
         prefix_invariant=False,
         nearest="snapkv",
         differs="looks at the distribution of all queries, and not at the attention of the last ones",

@@ -41,6 +41,7 @@ class FlexPrefill(AttentionAdapter):
         phases=("prefill",),
         adaptivity="coverage",
         budgets=("coverage",),
+        modes=("simulated", "executed"),
         prefix_invariant=False,
         nearest="vertical-slash",
         differs="chooses a pattern for each head by a Jensen-Shannon distance, and blocks up to a share of attention",

@@ -37,6 +37,7 @@ class H2O(StepwiseCache):
         unit="token",
         phases=("decode",),
         budgets=("sparsity", "tokens"),
+        modes=("simulated", "executed"),
         prefix_invariant=False,
         nearest="tova",
         differs="adds up the attention of all queries instead of looking at the last one's, and spares recent keys",

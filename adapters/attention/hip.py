@@ -37,6 +37,7 @@ class HiP(AttentionAdapter):
         ),
         unit="token",
         budgets=("sparsity", "tokens"),
+        modes=("simulated", "executed"),
         prefix_invariant=False,
         nearest="block-topk",
         differs="scores single keys in the middle of ever smaller chunks, and so finds keys in logarithmic time",

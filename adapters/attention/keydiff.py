@@ -35,6 +35,7 @@ class KeyDiff(CacheAdapter):
         unit="token",
         phases=("decode",),
         budgets=("sparsity", "tokens"),
+        modes=("simulated", "executed"),
         prefix_invariant=False,
         nearest="knorm",
         differs="looks at each key's direction, not at its length",

@@ -37,6 +37,7 @@ class Knorm(CacheAdapter):
         unit="token",
         phases=("decode",),
         budgets=("sparsity", "tokens"),
+        modes=("simulated", "executed"),
         prefix_invariant=False,
         nearest="keydiff",
         differs="looks at each key's length, not at its direction",

@@ -45,6 +45,7 @@ class LServe(AttentionAdapter):
         unit="page",
         phases=("decode",),
         budgets=("sparsity", "tokens"),
+        modes=("simulated", "executed"),
         training="calibration",
         nearest="quest",
         differs="half of the heads stream, parts of a page have their own bounds, and a choice is kept for some tokens",

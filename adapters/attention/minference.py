@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from sparsebench.adapters.attention._allowance import Allowance
     from sparsebench.adapters.attention._selection import Selection
+    from sparsebench.adapters.attention._tiles import Tile
     from sparsebench.adapters.calibration import Calibration
     from sparsebench.budget import Budget
     from sparsebench.engine.attention import AttentionPolicy, AttentionView
@@ -49,6 +50,7 @@ class MInference(AttentionAdapter):
         unit="token",
         phases=("prefill",),
         budgets=("sparsity", "tokens"),
+        modes=("simulated", "executed"),
         training="calibration",
         prefix_invariant=False,
         prepare_depends_on_budget=True,
@@ -132,6 +134,13 @@ class ByHead:
                 chosen = per_head(selection.keep(part, first), part)
                 mask[:, own] = chosen.expand(-1, heads, -1, -1)[:, own]
         return mask
+
+    def tile(self, part: AttentionView, first: int) -> Tile:
+        """See `_tiles.Tiled`."""
+        from sparsebench.adapters.attention._tiles import tile_of, tiles_by_head
+
+        tiles = [None if selection is None else tile_of(selection, part, first) for selection in self.parts]
+        return tiles_by_head(tiles, self.which, part)
 
 
 class _Errors:

@@ -42,6 +42,7 @@ class MoA(AttentionAdapter):
         unit="head",
         adaptivity="static",
         budgets=("sparsity",),
+        modes=("simulated", "executed"),
         training="gradient",
         prepare_depends_on_budget=True,
         nearest="streaming-llm",

@@ -48,6 +48,8 @@ class Mustafar(AttentionAdapter):
         ),
     )
 
+    executes: ClassVar[tuple[str, ...]] = ()
+
     recent: int = Field(32, ge=1)
     """Last tokens, a query's own among them, whose keys and values are whole."""
 

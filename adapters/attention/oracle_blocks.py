@@ -27,6 +27,7 @@ class OracleBlocks(AttentionAdapter):
         role="bound",
         unit="block",
         budgets=("sparsity", "tokens"),
+        modes=("simulated", "executed"),
         prefix_invariant=False,
         nearest="oracle-tokens",
         differs="chooses whole blocks",

@@ -25,10 +25,13 @@ class OracleTokens(AttentionAdapter):
         role="bound",
         unit="token",
         budgets=("sparsity", "tokens", "coverage"),
+        modes=("simulated", "executed"),
         nearest="oracle-blocks",
         differs="chooses single keys",
         deviations=("no cost is charged for knowing the weights: it bounds quality at a density, it saves nothing",),
     )
+
+    executes: ClassVar[tuple[str, ...]] = ("decode",)
 
     phase: PhaseKnob = "both"
 

@@ -38,6 +38,7 @@ class PowerAttention(AttentionAdapter):
         unit="block",
         adaptivity="static",
         budgets=("sparsity", "tokens"),
+        modes=("simulated", "executed"),
         nearest="streaming-llm",
         differs="spends part of the window on blocks at doubling distances",
         deviations=(
@@ -46,6 +47,8 @@ class PowerAttention(AttentionAdapter):
             "where a query's budget does not hold all of its blocks, the farthest are left out, the first block last",
         ),
     )
+
+    executes: ClassVar[tuple[str, ...]] = ("decode",)
 
     phase: PhaseKnob = "both"
     block: int = Field(16, ge=1)

@@ -30,6 +30,7 @@ class PyramidKV(SnapKV):
         unit="token",
         phases=("decode",),
         budgets=("sparsity", "tokens"),
+        modes=("simulated", "executed"),
         prefix_invariant=False,
         nearest="snapkv",
         differs="gives layers unequal budgets",

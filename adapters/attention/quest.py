@@ -39,6 +39,7 @@ class Quest(AttentionAdapter):
         unit="page",
         phases=("decode",),
         budgets=("sparsity", "tokens"),
+        modes=("simulated", "executed"),
         nearest="oracle-blocks",
         differs="bounds the scores of a page from two vectors instead of knowing the attention it receives",
         deviations=(

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from sparsebench.adapters.attention._allowance import Allowance
     from sparsebench.adapters.attention._selection import Selection, VerticalSlash
+    from sparsebench.adapters.attention._tiles import Tile
     from sparsebench.adapters.base import Prepared
     from sparsebench.engine.attention import AttentionView
 
@@ -42,6 +43,7 @@ class Qwen1M(AttentionAdapter):
         phases=("prefill",),
         adaptivity="coverage",
         budgets=("coverage",),
+        modes=("simulated", "executed"),
         prefix_invariant=False,
         nearest="vertical-slash",
         differs="looks at the last queries of every chunk, and raises a head's budget until its recall is reached",
@@ -156,6 +158,31 @@ class Chunks:
                 own = _queries(part, low - start, high - start)
                 mask[:, :, low - start : high - start, : own.key.shape[2]] = selection.keep(own, 0)
         return mask
+
+    def tile(self, part: AttentionView, first: int) -> Tile:
+        """See `_tiles.Tiled`."""
+        import torch
+
+        from sparsebench.adapters.attention._tiles import Tile
+
+        start = int(part.positions[0, 0])
+        end = start + part.query.shape[2]
+        tiles = []
+        for selection, begin, after in zip(self.chosen, self.edges, self.edges[1:], strict=False):
+            low, high = max(begin, start), min(after, end)
+            if low < high:
+                own = _queries(part, low - start, high - start)
+                tiles.append((selection.tile(own, 0), own.key.shape[2]))
+        columns = torch.stack(
+            [torch.nn.functional.pad(tile.columns, (0, part.key.shape[2] - keys)) for tile, keys in tiles]
+        ).any(dim=0)
+
+        def pairs(places: torch.Tensor) -> torch.Tensor:
+            return torch.cat(
+                [tile.pairs(places.clamp(max=keys - 1)) & (places < keys)[:, :, None] for tile, keys in tiles], dim=2
+            )
+
+        return Tile(columns, pairs)
 
 
 def _queries(row: AttentionView, first: int, last: int) -> AttentionView:

@@ -27,6 +27,7 @@ class RandomBlocks(AttentionAdapter):
         role="control",
         unit="block",
         budgets=("sparsity", "tokens"),
+        modes=("simulated", "executed"),
         adaptivity="static",
         nearest="block-topk",
         differs="draws blocks instead of scoring them",

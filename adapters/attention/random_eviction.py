@@ -27,6 +27,7 @@ class RandomEviction(CacheAdapter):
         phases=("decode",),
         adaptivity="static",
         budgets=("sparsity", "tokens"),
+        modes=("simulated", "executed"),
         prefix_invariant=False,
         nearest="random-tokens",
         differs="draws once for a prompt, not for each query",

@@ -27,10 +27,13 @@ class RandomTokens(AttentionAdapter):
         role="control",
         unit="token",
         budgets=("sparsity", "tokens"),
+        modes=("simulated", "executed"),
         adaptivity="static",
         nearest="random-blocks",
         differs="draws single keys",
     )
+
+    executes: ClassVar[tuple[str, ...]] = ("decode",)
 
     phase: PhaseKnob = "both"
     seed: int = 0

@@ -39,6 +39,7 @@ class S2Attention(AttentionAdapter):
         unit="block",
         adaptivity="static",
         budgets=("sparsity", "tokens"),
+        modes=("simulated", "executed"),
         nearest="power-attention",
         differs="spreads its blocks evenly, and other ones for each head",
         deviations=(
@@ -48,6 +49,8 @@ class S2Attention(AttentionAdapter):
             "strided blocks that do not fit are left out from the farthest on; room that they leave is recent keys'",
         ),
     )
+
+    executes: ClassVar[tuple[str, ...]] = ("decode",)
 
     phase: PhaseKnob = "both"
     block: int = Field(16, ge=1)

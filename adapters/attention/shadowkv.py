@@ -52,6 +52,8 @@ class ShadowKV(PromptAdapter):
         ),
     )
 
+    executes: ClassVar[tuple[str, ...]] = ()
+
     rank: float = Field(160 / 1024, gt=0, le=1)
     """Dimensions of the factorisation, as a share of the width of the keys of all heads."""
     chunk: int = Field(8, ge=1)

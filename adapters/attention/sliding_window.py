@@ -34,6 +34,7 @@ class SlidingWindow(AttentionAdapter):
         unit="token",
         adaptivity="static",
         budgets=("sparsity", "tokens"),
+        modes=("simulated", "executed"),
         nearest="streaming-llm",
         differs="has no sinks: the first keys fall out of view",
         deviations=("put on a model that was trained dense; without dilation and global tokens",),

@@ -40,6 +40,7 @@ class SnapKV(CacheAdapter):
         unit="token",
         phases=("decode",),
         budgets=("sparsity", "tokens"),
+        modes=("simulated", "executed"),
         prefix_invariant=False,
         nearest="tova",
         differs="looks at a window of last queries, smooths, chooses for each key head and evicts once",

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from sparsebench.adapters.attention._allowance import Allowance
     from sparsebench.adapters.attention._selection import Selection, SinkAndRecent
+    from sparsebench.adapters.attention._tiles import Tile
     from sparsebench.adapters.calibration import Calibration
     from sparsebench.budget import Budget
     from sparsebench.engine.attention import AttentionView
@@ -45,6 +46,7 @@ class StreamingHeads(AttentionAdapter):
         phases=("prefill",),
         adaptivity="static",
         budgets=("tokens",),
+        modes=("simulated", "executed"),
         training="calibration",
         nearest="streaming-llm",
         differs="half of the heads read everything",
@@ -95,3 +97,14 @@ class SomeHeads:
         """See `_selection.Selection`."""
         heads = self.streams.repeat_interleave(part.group)
         return self.narrow.keep(part, first) | ~heads[:, None, None]
+
+    def tile(self, part: AttentionView, first: int) -> Tile:
+        """See `_tiles.Tiled`."""
+        import torch
+
+        from sparsebench.adapters.attention._tiles import Tile, tiles_by_head
+
+        everything = torch.ones((1, 1, part.key.shape[2]), dtype=torch.bool, device=part.key.device)
+        whole = Tile(everything, lambda places: places[:, :, None] >= 0)
+        heads = self.streams.repeat_interleave(part.group)
+        return tiles_by_head([whole, self.narrow.tile(part, first)], heads.long(), part)

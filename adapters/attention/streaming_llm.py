@@ -35,6 +35,7 @@ class StreamingLLM(AttentionAdapter):
         unit="token",
         adaptivity="static",
         budgets=("sparsity", "tokens"),
+        modes=("simulated", "executed"),
         nearest="sliding-window",
         differs="keeps the first `sinks` keys in view of every query",
         deviations=(

@@ -37,6 +37,7 @@ class TidalDecode(AttentionAdapter):
         unit="token",
         phases=("decode",),
         budgets=("sparsity", "tokens"),
+        modes=("simulated", "executed"),
         nearest="oracle-tokens",
         differs="looks for the top tokens in two layers only and reuses them in the others",
         deviations=(

@@ -35,6 +35,7 @@ class TOVA(StepwiseCache):
         unit="token",
         phases=("decode",),
         budgets=("sparsity", "tokens"),
+        modes=("simulated", "executed"),
         prefix_invariant=False,
         nearest="h2o",
         differs="looks at the last query only and at all heads of a layer together, and spares no key",

@@ -36,6 +36,7 @@ class TriShape(AttentionAdapter):
         phases=("prefill",),
         adaptivity="static",
         budgets=("sparsity", "tokens"),
+        modes=("simulated", "executed"),
         prefix_invariant=False,
         nearest="a-shape",
         differs="the last queries of the prompt read all keys",

@@ -39,6 +39,7 @@ class VerticalSlash(AttentionAdapter):
         unit="token",
         phases=("prefill",),
         budgets=("sparsity", "tokens"),
+        modes=("simulated", "executed"),
         prefix_invariant=False,
         nearest="flexprefill",
         differs="single columns and diagonals at one budget for all heads, not blocks up to a share of attention",

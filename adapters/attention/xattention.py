@@ -40,6 +40,7 @@ class XAttention(AttentionAdapter):
         phases=("prefill",),
         adaptivity="coverage",
         budgets=("coverage",),
+        modes=("simulated", "executed"),
         prefix_invariant=False,
         nearest="block-topk",
         differs="estimates a block from antidiagonals, which cross every column and diagonal in it, not from its means",

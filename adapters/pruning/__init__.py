@@ -14,6 +14,6 @@
 | `_removal` | blocks and MLP channels that are taken out |
 | `_influence` | how much a block changes what passes through it |
 | `_unavailable` | methods that are listed and cannot run |
-| `_obs` | SparseGPT's update |
+| `_obs` | SparseGPT's and GPTQ's update |
 | `_swaps` | DSnoT's swaps |
 """

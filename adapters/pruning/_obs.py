@@ -1,6 +1,9 @@
-"""SparseGPT's arithmetic: pruning a matrix column by column, each error mended in the columns that follow."""
+"""SparseGPT's and GPTQ's arithmetic: a matrix is settled column by column, each error mended in those that follow."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from math import gcd
 
 import torch
 
@@ -35,55 +38,88 @@ def saliency(weight: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
     return weight.square() / factor.diagonal().square()
 
 
-def prune(weight: torch.Tensor, gram: torch.Tensor, allotment: Allotment) -> torch.Tensor:
-    """The pruned and mended matrix (Frantar and Alistarh, 2023, algorithm 1, with lazy updates of 128 columns).
+Settle = Callable[[int, torch.Tensor], torch.Tensor]
+"""What a column of a group becomes, from its place in the group and what it is once all before it are mended, [out]."""
+
+
+def prune(weight: torch.Tensor, gram: torch.Tensor, allotment: Allotment, damping: float = DAMPING) -> torch.Tensor:
+    """The pruned and mended matrix (Frantar and Alistarh, 2023, algorithm 1).
 
     Args:
         weight: float32 [out, in].
         gram: X X^T, [in, in].
         allotment: A share of each block of columns, or a pattern that is chosen when its first column is reached.
+        damping: See `DAMPING`.
 
     Returns:
         float32 [out, in]. Columns of inputs that were never fed are zero.
     """
-    factor = inverse_factor(gram)
-    mended = weight.T.clone(memory_format=torch.contiguous_format)  # [in, out]: a column of the matrix lies in one piece
+    zeros, group = allotment.pattern or (0, BLOCK)
+
+    def begin(first: int, columns: torch.Tensor, factor: torch.Tensor) -> Settle:
+        score = saliency(columns.T, factor)
+        if allotment.pattern is None:
+            gone = mask(score, Allotment(allotment.sparsity, "block")).T.contiguous()
+        else:
+            gone = smallest(score, zeros if len(columns) == group else 0).T.contiguous()
+        return lambda place, column: column.masked_fill(gone[place], 0)
+
+    return swept(weight, gram, group, begin, damping)
+
+
+FEW = 16
+"""Columns that are settled one by one before their errors are mended in the rest of a block."""
+
+
+def swept(
+    weight: torch.Tensor,
+    gram: torch.Tensor,
+    group: int,
+    begin: Callable[[int, torch.Tensor, torch.Tensor], Settle],
+    damping: float = DAMPING,
+) -> torch.Tensor:
+    """A matrix whose columns are settled from left to right, each one's error mended in those that follow.
+
+    Errors are mended at once in the next few columns, after these in the block of 128, and after the block in all.
+
+    Args:
+        weight: float32 [out, in].
+        gram: X X^T, [in, in].
+        group: Columns that `begin` sees together.
+        begin: Called when the first column of a group is reached, with its place, the group's columns as they are by
+            then [group, out], and their part of `inverse_factor` [group, group]; says how they are settled.
+        damping: See `DAMPING`.
+
+    Returns:
+        float32 [out, in]. Columns of inputs that were never fed are settled as zeros.
+    """
+    factor = inverse_factor(gram, damping)
+    mended = weight.T.clone(memory_format=torch.contiguous_format)  # a column of the matrix lies in one piece
     mended[gram.diagonal() == 0] = 0
-    group = allotment.pattern[1] if allotment.pattern else 1
-    width = max(BLOCK // group, 1) * group
-    for first in range(0, len(mended), width):
-        last = min(first + width, len(mended))
+    count, width, few = len(mended), _aligned(BLOCK, group), _aligned(FEW, group)
+    settle: Settle = _as_it_is
+    for first in range(0, count, width):
+        last = min(first + width, count)
         errors = torch.zeros_like(mended[first:last])
-        _prune_block(mended[first:last], factor[first:last, first:last], allotment, errors)
+        for low in range(first, last, few):
+            high = min(low + few, last)
+            for column in range(low, high):
+                if column % group == 0:
+                    these = slice(column, min(column + group, count))
+                    settle = begin(column, mended[these], factor[these, these])
+                settled = settle(column % group, mended[column])
+                errors[column - first] = (mended[column] - settled) / factor[column, column]
+                mended[column] = settled
+                mended[column + 1 : high].addr_(factor[column, column + 1 : high], errors[column - first], alpha=-1)
+            mended[high:last].addmm_(factor[low:high, high:last].T, errors[low - first : high - first], alpha=-1)
         mended[last:].addmm_(factor[first:last, last:].T, errors, alpha=-1)
     return mended.T.contiguous()
 
 
-FEW = 16
-"""Columns that are pruned one by one before their errors are mended in all that follow."""
+def _as_it_is(place: int, column: torch.Tensor) -> torch.Tensor:
+    return column
 
 
-def _prune_block(block: torch.Tensor, factor: torch.Tensor, allotment: Allotment, errors: torch.Tensor) -> None:
-    """Prune a block of columns in place.
-
-    Args:
-        block: The columns, [width, out].
-        factor: Their part of `inverse_factor`, [width, width].
-        allotment: See `prune`.
-        errors: Takes what the columns after the block have to mend, over the factor's diagonal, [width, out].
-    """
-    gone = torch.zeros_like(block, dtype=torch.bool)
-    if allotment.pattern is None:
-        gone = mask(saliency(block.T, factor), Allotment(allotment.sparsity, "block")).T.contiguous()
-    group = allotment.pattern[1] if allotment.pattern else 1
-    few = max(FEW // group, 1) * group
-    for first in range(0, len(block), few):
-        last = min(first + few, len(block))
-        for column in range(first, last):
-            if allotment.pattern is not None and column % group == 0 and column + group <= len(block):
-                these = slice(column, column + group)
-                gone[these] = smallest(saliency(block[these].T, factor[these, these]), allotment.pattern[0]).T
-            errors[column] = torch.where(gone[column], block[column], 0) / factor[column, column]
-            block[column + 1 : last].addr_(factor[column, column + 1 : last], errors[column], alpha=-1)
-        block[last:].addmm_(factor[first:last, last:].T, errors[first:last], alpha=-1)
-    block.masked_fill_(gone, 0)
+def _aligned(most: int, group: int) -> int:
+    """A step of at most so many columns that never begins a group within itself, unless the group ends there too."""
+    return most // group * group if group <= most else gcd(most, group)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 
 
@@ -22,17 +24,42 @@ def on_grid(weight: torch.Tensor, bits: int, group: int, symmetric: bool) -> tor
     rows, columns = weight.shape
     width = group or columns
     padded = torch.nn.functional.pad(weight, (0, -columns % width)).reshape(rows, -1, width)
+    decoded = grid_of(padded, bits, symmetric).nearest(padded)
+    return decoded.reshape(rows, -1)[:, :columns].contiguous()
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Even steps for each of many groups of weights.
+
+    Attributes:
+        scale: A step, as 16 bits hold it, [..., 1].
+        zero: The code of zero, [..., 1].
+        least: The least code.
+        greatest: The greatest.
+    """
+
+    scale: torch.Tensor
+    zero: torch.Tensor
+    least: int
+    greatest: int
+
+    def nearest(self, weight: torch.Tensor) -> torch.Tensor:
+        """What the codes of weights [..., n] decode to."""
+        codes = (weight / _divisor(self.scale)).round() + self.zero
+        return codes.clamp(self.least, self.greatest).sub(self.zero) * self.scale
+
+
+def grid_of(weight: torch.Tensor, bits: int, symmetric: bool) -> Grid:
+    """The grid of each group of weights [..., n], from its least and its greatest; see `on_grid`."""
     if symmetric:
         top = 2 ** (bits - 1) - 1
-        scale = half(padded.abs().amax(dim=2, keepdim=True) / top)
-        decoded = (padded / _divisor(scale)).round().clamp(-top - 1, top) * scale
-    else:
-        top = 2**bits - 1
-        low, high = padded.amin(dim=2, keepdim=True).clamp(max=0), padded.amax(dim=2, keepdim=True).clamp(min=0)
-        scale = half((high - low) / top)
-        zero = (-low / _divisor(scale)).round().clamp(0, top)
-        decoded = ((padded / _divisor(scale)).round() + zero).clamp(0, top).sub(zero) * scale
-    return decoded.reshape(rows, -1)[:, :columns].contiguous()
+        scale = half(weight.abs().amax(dim=-1, keepdim=True) / top)
+        return Grid(scale, torch.zeros_like(scale), -top - 1, top)
+    top = 2**bits - 1
+    low, high = weight.amin(dim=-1, keepdim=True).clamp(max=0), weight.amax(dim=-1, keepdim=True).clamp(min=0)
+    scale = half((high - low) / top)
+    return Grid(scale, (-low / _divisor(scale)).round().clamp(0, top), 0, top)
 
 
 def grid_bits(rows: int, columns: int, bits: int, group: int, symmetric: bool) -> dict[str, float]:

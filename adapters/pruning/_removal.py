@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 FOUND_OUT = ("blocks", "linears", "shape")
 """What a system finds out about its model once, and finds out anew when the model has changed. Whether its rows can be
-packed is not among it: blocks that are left attend as before, and a model with parts missing rounds too badly to try."""
+packed is not among it: blocks that stay attend as before, and a model with parts missing rounds too badly to try."""
 NUMBERS = ("layer_idx", "layer_id", "layer_number")
 """Attributes of modules that hold their block's place."""
 BY_LAYER = ("layer_types", "layers_block_type", "mlp_layer_types", "no_rope_layers", "attention_layers")

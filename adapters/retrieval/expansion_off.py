@@ -57,7 +57,7 @@ class ExpansionOff(LearnedSparse):
             return wordpieces(encoder.tokenizer, texts, encoder.terms, encoder.max_length)
 
         def ask(texts: Any) -> Any:
-            encoded = encoder.encode(texts).vectors
+            encoded = encoder.encode_queries(texts).vectors
             return encoded if self.side == "documents" else encoded.multiply(own(texts))
 
         start = time.perf_counter()

@@ -65,10 +65,11 @@ def splade_vectors(system: EncoderSystem, collection: Collection) -> Vectors:
 
     def encode() -> Vectors:
         encoder = system.encoder
-        documents = encoder.encode(collection.documents())
-        queries = encoder.encode(collection.queries)
+        documents = encoder.encode_documents(collection.documents())
+        queries = encoder.encode_queries(collection.queries)
         facts = {"truncated_documents": documents.truncated, "truncated_queries": queries.truncated}
-        return Vectors(documents.vectors, queries.vectors, documents.seconds, queries.seconds, facts, encoder.encode)
+        seconds = (documents.seconds, queries.seconds)
+        return Vectors(documents.vectors, queries.vectors, *seconds, facts, encoder.encode_queries)
 
     vectors: Vectors = remembered(system, collection, ("splade",), encode)
     return vectors

@@ -17,6 +17,9 @@ from sparsebench.tasks.scorers import choice_scorer, text_scorer
 OTHER = ("1", "64")
 """Batch sizes of the peer whose answers are set against one another: its own drift."""
 
+GREEDY = ("until", "max_gen_toks", "do_sample", "temperature")
+"""Options of greedy generation."""
+
 
 class Compared:
     """A task of the package as requests, and what its scorer says of answers to them."""
@@ -40,8 +43,9 @@ class Compared:
 
     def _of(self, number: int, row: dict[str, Any]) -> list[Request]:
         if self.generates:
-            options = self.definition.generation.options()
-            return [Request("generate_until", (row["prompt"], dict(options)), number)]
+            whole = self.definition.generation.options()
+            options = {name: whole[name] for name in GREEDY}  # lm-eval's backend hands on what it does not know
+            return [Request("generate_until", (row["prompt"], options), number)]
         return [Request("loglikelihood", (row["prompt"], f" {text}"), number) for text in row["choices"]]
 
     def accuracy(self, turn: Turn) -> dict[str, float]:

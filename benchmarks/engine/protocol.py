@@ -1,7 +1,7 @@
 """What the scripts of this folder share: both sides in processes of their own, taking turns on the same requests.
 
-Each side has one process with its own copy of the model, so that neither lives with the other's memory or settings: ours
-as `sparsebench run` sets itself up, lm-eval's Hugging Face backend as its command line does. The turns of a script
+Each side has one process with its own copy of the model, so that neither lives with the other's memory or settings:
+ours as `sparsebench run` sets itself up, lm-eval's Hugging Face backend as its command line does. The turns of a script
 alternate between the sides; a ratio is that of the median times.
 """
 
@@ -10,11 +10,13 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
+import os
+import resource
 import statistics
 import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -78,10 +80,11 @@ def setting_of(chosen: argparse.Namespace) -> Setting:
 def side(setting: Setting) -> ProcessPoolExecutor:
     """A process for one side."""
     context = multiprocessing.get_context("spawn")
-    return ProcessPoolExecutor(1, mp_context=context, initializer=_begin, initargs=(setting,))
+    return ProcessPoolExecutor(1, mp_context=context, initializer=begin, initargs=(setting,))
 
 
-def _begin(setting: Setting) -> None:
+def begin(setting: Setting) -> None:
+    """Make this process one side's."""
     import torch
 
     torch.set_num_threads(setting.threads)
@@ -96,8 +99,7 @@ def ours(requests: list[Request], batch_tokens: int | None = None) -> Turn:
 
     if "system" not in _SIDE:
         memory.keep_freed_memory()
-        system = load_causal_lm(_SIDE["setting"].model, _SIDE["setting"].dtype)
-        _SIDE["system"] = system if system.packed else system
+        _SIDE["system"] = load_causal_lm(_SIDE["setting"].model, _SIDE["setting"].dtype)
     system = _SIDE["system"]
     system.batch_tokens = batch_tokens or system.batch_default
     system.memory.clear()  # what was tokenised in the turn before
@@ -109,6 +111,7 @@ def peer(requests: list[Request], size: str) -> Turn:
     import logging
 
     from lm_eval.models.huggingface import HFLM
+
     from sparsebench.systems.loading import model_files, quiet
 
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
@@ -134,7 +137,7 @@ def _answered(model: Any, requests: list[Request]) -> Turn:
 def best_size(process: ProcessPoolExecutor, requests: list[Request], sizes: list[str]) -> tuple[str, dict[str, float]]:
     """The batch size at which the peer is fastest on some requests, and the seconds of all that were tried."""
     process.submit(peer, requests[:1], "1").result()  # loads the model
-    seconds = {size: min(process.submit(peer, requests, size).result().seconds for _ in range(1)) for size in sizes}
+    seconds = {size: process.submit(peer, requests, size).result().seconds for size in sizes}
     return min(seconds, key=lambda size: seconds[size]), seconds
 
 
@@ -142,6 +145,28 @@ def times(turns: list[Turn]) -> dict[str, float]:
     """Median and range of the seconds."""
     seconds = [turn.seconds for turn in turns]
     return {"median": statistics.median(seconds), "least": min(seconds), "most": max(seconds), "turns": len(seconds)}
+
+
+def processor_seconds() -> float | None:
+    """Seconds of all cores that all processes have used since the machine started; None where it does not tell."""
+    try:
+        counts = Path("/proc/stat").read_text(encoding="ascii").split(maxsplit=4)[1:4]
+    except OSError:
+        return None
+    return sum(map(int, counts)) / os.sysconf("SC_CLK_TCK")
+
+
+STARTED = (time.perf_counter(), processor_seconds())
+
+
+def others_share() -> float | None:
+    """The share of all cores that other processes took since this script began: above a few percent, measure again."""
+    used = processor_seconds()
+    if used is None or STARTED[1] is None:
+        return None
+    own = sum(sum(resource.getrusage(who)[:2]) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    whole = (time.perf_counter() - STARTED[0]) * (os.cpu_count() or 1)
+    return max(0.0, (used - STARTED[1] - own) / whole)
 
 
 def store(chosen: argparse.Namespace, found: dict[str, Any]) -> None:
@@ -154,12 +179,13 @@ def store(chosen: argparse.Namespace, found: dict[str, Any]) -> None:
         "dtype": chosen.dtype,
         "threads": chosen.threads,
         "hardware": hardware("cpu"),
+        "share of the processor that others took": others_share(),
         "packages": packages(),
         "commit": commit()[0],
         "date": datetime.now(UTC).date().isoformat(),
     }
     place.write_text(json.dumps(found | {"environment": about}, indent=1) + "\n", encoding="utf-8")
-    print(json.dumps(found, indent=1))
+    print(json.dumps(found | {"others": others_share()}, indent=1))
     print(f"ratio {found['ratio']:.2f}, target {found['target']}: {'met' if found['met'] else 'NOT met'}")
 
 
@@ -167,6 +193,3 @@ def verdict(ratio: float, target: float, at_most: bool = False) -> dict[str, Any
     """A ratio beside its target."""
     met = ratio <= target if at_most else ratio >= target
     return {"ratio": ratio, "target": f"at {'most' if at_most else 'least'} {target:g}", "met": met}
-
-
-__all__ = ["Request", "Setting", "Turn", "arguments", "asdict", "best_size", "ours", "peer", "side", "store", "times"]

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from sparsebench.adapters.calibration import Calibration
 from sparsebench.environment import hardware, packages

@@ -58,7 +58,8 @@
     if (cells.every((cell) => !cell || cell.dataset.n !== undefined)) {
       return cells.map((cell) => (cell && cell.dataset.n !== "" ? Number(cell.dataset.n) : NaN));
     }
-    const texts = cells.map((cell) => (cell ? cell.textContent.trim() : ""));
+    // Symbols before a word are for the eye.
+    const texts = cells.map((cell) => (cell ? cell.textContent.replace(/^[^\p{L}\p{N}]+/u, "").trim() : ""));
     const place = new Map([...new Set(texts)].sort(collator.compare).map((text, i) => [text, i]));
     return texts.map((text) => (text === "" ? NaN : place.get(text)));
   }
@@ -135,7 +136,7 @@
     };
   }
 
-  const SHOWN = 300;
+  const SHOWN = 100;
 
   // The leaderboard: sorted, filtered, its columns chosen, and all of that in the address, so that a view can be linked
   // to. The rows of a long one lie on several pages. From a server the others are read when they are first asked for;
@@ -222,6 +223,7 @@
     }
 
     function restore() {
+      if (location.hash && !location.hash.includes("=")) return; // a place on the page, and no state
       const state = new URLSearchParams(location.hash.slice(1));
       for (const field of fields) {
         const value = state.get(field.name) || "";

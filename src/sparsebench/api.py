@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from sparsebench.adapters.base import Sparsity
 from sparsebench.errors import InputError
-from sparsebench.plan import PlannedCell, cell_of_stack
+from sparsebench.planned_cell import PlannedCell, cell_of_stack
 from sparsebench.records import SystemSpec
 from sparsebench.store import Store
 from sparsebench.suite import Suite

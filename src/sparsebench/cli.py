@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sparsebench import __version__, cli_cost, cli_decisions, cli_findings, cli_gates
+from sparsebench import __version__, cli_cost, cli_decisions, cli_findings, cli_gates, cli_training
 from sparsebench.errors import InputError, IntegrityError, SparseBenchError
 from sparsebench.redaction import redacted_text
 
@@ -98,6 +98,10 @@ def run(
         typer.Option("--ray-address", metavar="A", help="A Ray cluster; default: RAY_ADDRESS, or a local one."),
     ] = None,
     shard: Annotated[str | None, typer.Option("--shard", metavar="I/N", help="Run part I of N only.")] = None,
+    cell: Annotated[
+        list[str] | None,
+        typer.Option("--cell", metavar="ID", help="Run that cell and its baseline only; may be given again."),
+    ] = None,
     device: DeviceOption = None,
     site: Annotated[bool, typer.Option("--site/--no-site", help="Build the site when all is done.")] = True,
 ) -> None:
@@ -117,6 +121,7 @@ def run(
         gpus=gpus,
         ray_address=ray_address,
         shard=shard,
+        only=cell or (),
         device=device,
         progress=True,
     )
@@ -248,6 +253,7 @@ cli_gates.add_to(app)
 cli_decisions.add_to(app)
 cli_cost.add_to(app)
 cli_findings.add_to(app)
+cli_training.add_to(app)
 
 
 def _write(path: Path, text: str) -> None:

@@ -15,6 +15,9 @@ from sparsebench.errors import InputError
 JsonOption = Annotated[bool, typer.Option("--json", help="As JSON.")]
 
 
+TRACKERS = frozenset({"wandb", "mlflow", "trackio"})
+
+
 class ExportFormat(StrEnum):
     """What other tools read."""
 
@@ -24,6 +27,8 @@ class ExportFormat(StrEnum):
     mlflow = "mlflow"
     trackio = "trackio"
     packed = "packed"
+    trec = "trec"
+    mteb = "mteb"
 
 
 def explain(
@@ -114,22 +119,36 @@ def ledger(
 def export(
     results: FoldersArgument,
     format: Annotated[ExportFormat, typer.Option("--format")],
-    out: Annotated[Path | None, typer.Option("--out", metavar="PLACE", help="A file; for lm-eval a folder.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", metavar="PLACE", help="A file, or a folder.")] = None,
     text_up_to: Annotated[
         int | None,
         typer.Option("--text-up-to", min=0, metavar="N", help="packed: keep answers where samples are at most N."),
     ] = None,
+    project: Annotated[
+        str, typer.Option("--project", metavar="P", help="Trackers: the runs' project.")
+    ] = "sparsebench",
 ) -> None:
     """Results for other tools (lm-eval's files, a model card's metadata), or packed into one file for publishing."""
-    from sparsebench.reports import lm_eval_out, model_card
+    from sparsebench.reports import lm_eval_out, model_card, retrieval_out
 
     if format is ExportFormat.packed:
         _pack(results, out, text_up_to)
         return
-    if format is ExportFormat.lm_eval:
+    if format.value in TRACKERS:
+        from sparsebench.reports.trackers import log_results
+
+        sent = log_results(results, format.value, project)
+        typer.echo(f"sent {len(sent)} cells to {format.value}, project {project}")
+        return
+    several = {
+        ExportFormat.lm_eval: lm_eval_out.write_logs,
+        ExportFormat.trec: retrieval_out.write_trec,
+        ExportFormat.mteb: retrieval_out.write_mteb,
+    }
+    if format in several:
         if out is None:
-            raise InputError("lm-eval's files are several", "give --out FOLDER")
-        for place in lm_eval_out.write_logs(results, out):
+            raise InputError(f"files of the form {format.value} are several", "give --out FOLDER")
+        for place in several[format](results, out):
             typer.echo(f"wrote {place}")
         return
     text = model_card.model_card(results)

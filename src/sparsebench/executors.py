@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
-from sparsebench.plan import Plan, PlannedCell
+from sparsebench.plan import Plan
+from sparsebench.planned_cell import PlannedCell
 from sparsebench.process_workers import ProcessWorker
 from sparsebench.runner import CellDone, OnDone, Session, done_already, grouped, run_cells, store_failure
 from sparsebench.schedule import Schedule

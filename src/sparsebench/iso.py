@@ -134,7 +134,7 @@ def kernel(adapter: Adapter, budget: Budget | None, phase: Phase, batch: int = 1
 
     | left out | prefill | decode |
     | --- | --- | --- |
-    | keys, in blocks, in fixed bands, or `executed` | block-sparse attention | gathered keys |
+    | keys, in blocks, in fixed bands, or what can be executed | block-sparse attention | gathered keys |
     | other keys | none | gathered keys |
     | weights, in whole matrices, heads or channels | smaller matrices | the same |
     | weights, 2:4 | sparse tensor cores | none: memory bounds it |
@@ -146,7 +146,8 @@ def kernel(adapter: Adapter, budget: Budget | None, phase: Phase, batch: int = 1
         if phase == "decode":
             return "gathered keys and values"
         bands = card.adaptivity == "static" and card.role != "control"
-        return "block-sparse attention" if card.unit in _TILES or bands or "executed" in card.modes else None
+        executed = phase in getattr(adapter, "executes", ())
+        return "block-sparse attention" if card.unit in _TILES or bands or executed else None
     if card.family == "activation":
         return "columns of the weights" if phase == "decode" and batch == 1 else None
     if card.unit in _SMALLER:

@@ -40,7 +40,7 @@ def _adapters() -> list[dict[str, Any]]:
 
 
 def _suites() -> list[dict[str, Any]]:
-    from sparsebench.suite import load_suite, names
+    from sparsebench.suite_source import load_suite, names
 
     rows = []
     for name in names():
@@ -50,7 +50,7 @@ def _suites() -> list[dict[str, Any]]:
 
 
 def _suite_needs(name: str) -> list[str]:
-    from sparsebench.suite import load_suite
+    from sparsebench.suite_source import load_suite
     from sparsebench.tasks.registry import definitions
 
     alternatives = {d.task: d.data for d in definitions()}

@@ -4,8 +4,8 @@
         suite.json
         cells/<id>/{spec,record,env}.json, samples.parquet
 
-Files are in the order of tasks, so that what cells of a task share is stored about once. Long answers may be left out of
-tasks with many samples: each record then names the columns that are gone, and its hash is that of the samples that stay.
+Files are in the order of tasks, so that what cells of a task share is stored about once. Long answers may be left out
+of tasks with many samples: each record then names the columns that are gone, and its hash is that of what stays.
 Wherever a results folder is read, such a file may be named; it is unpacked into the cache, once.
 """
 

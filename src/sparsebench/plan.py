@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, ConfigDict
-
 from sparsebench import adapters
 from sparsebench.adapters.base import Sparsity
+from sparsebench.baselines import paired
 from sparsebench.budget import Budget
 from sparsebench.errors import InputError, MissingError, UnknownNameError
-from sparsebench.identity import cell_id, digest
-from sparsebench.records import CellSpec, MemberSpec, Placement, SystemSpec
+from sparsebench.planned_cell import PlannedCell, cell_of_stack
+from sparsebench.records import SystemSpec
 from sparsebench.suite import DENSE, Grid, Member, MethodEntry, Suite, SystemEntry
 from sparsebench.targets import solve_targets
 
@@ -23,24 +22,6 @@ if TYPE_CHECKING:
 
 PREDICTED_SHARE = 0.4
 """Share of the matrix-product peak that a forward pass reaches, for predicted times."""
-
-
-class PlannedCell(BaseModel):
-    """A cell to run: plain data, so that a worker elsewhere needs nothing else."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    id: str
-    spec: CellSpec
-    placement: Placement
-    task: str
-    """The task as the suite names it; a file's path, where `spec.task` has the name that the file gives."""
-    base_precision: str = ""
-    """What the suite says of the weights' precision before they became this dtype."""
-    batch_tokens: int | None = None
-    """Tokens of one forward pass; None: what suits the device. No part of the identity."""
-    flops: float = 0.0
-    """Predicted, for the order of work and the time left."""
 
 
 TIMED_TOKENS = 2 * 32 * 16
@@ -68,12 +49,35 @@ class Plan:
         before = {cell.id: cell.placement.baseline for cell in self.cells}
 
         def part(identity: str) -> int:
-            seen = {identity}
-            while (baseline := before.get(identity)) is not None and baseline not in seen:
-                seen.add(identity := baseline)
-            return int(identity[:8], 16) % count
+            return int(_line(identity, before)[-1][:8], 16) % count
 
         return [cell for cell in self.cells if part(cell.id) == index - 1]
+
+    def only(self, identities: Iterable[str]) -> list[PlannedCell]:
+        """The cells with these ids, and the baselines that they are compared with.
+
+        Raises:
+            InputError: The plan has no such cell.
+        """
+        before = {cell.id: cell.placement.baseline for cell in self.cells}
+        wanted: set[str] = set()
+        for identity in identities:
+            if identity not in before:
+                raise InputError(
+                    f"suite {self.suite.suite} has no cell {identity} here",
+                    "an id holds hashes of model and data, the dtype and the limit: `sparsebench plan` lists those of "
+                    "this machine; --device, --limit and --model change them",
+                )
+            wanted.update(_line(identity, before))
+        return [cell for cell in self.cells if cell.id in wanted]
+
+
+def _line(identity: str, before: Mapping[str, str | None]) -> list[str]:
+    """A cell, its baseline, the baseline's and so on."""
+    found = [identity]
+    while (baseline := before.get(found[-1])) is not None and baseline not in found:
+        found.append(baseline)
+    return found
 
 
 @dataclass(frozen=True)
@@ -199,7 +203,7 @@ def _grid_cells(
                             entry,
                         )
                     )
-        yield from _paired(grid, made)
+        yield from paired(grid, made)
 
 
 def _bound(
@@ -299,63 +303,6 @@ def _cell(
     return cell
 
 
-def cell_of_stack(
-    system: SystemSpec,
-    stack: Sequence[Sparsity],
-    task: str,
-    bound: BoundTask,
-    calibration: dict[str, Any] | None,
-    batch_tokens: int | None,
-    seed: int = 0,
-) -> PlannedCell:
-    """One cell: a system under a stack on a task.
-
-    Args:
-        system: The system.
-        stack: Methods at budgets; none: dense.
-        task: The task as it was asked for.
-        bound: The task with its rows.
-        calibration: The calibration set's entry and hash, where a method reads one.
-        batch_tokens: Tokens of one forward pass; no part of the identity.
-        seed: The methods' seed; a method's own knob `seed`, where it has one and it is not 0, goes before it.
-    """
-    configured = [member.adapter for member in stack]
-    seed = next((s for a in configured if (s := getattr(a, "seed", 0))), seed)
-    members = [
-        MemberSpec(
-            method=m.adapter.card.id,
-            version=m.adapter.card.version,
-            knobs={k: v for k, v in m.adapter.resolved().config.items() if k != "seed"},
-            budget=m.budget.to_dict() if m.budget else None,
-        )
-        for m in stack
-    ]
-    spec = CellSpec(
-        system=system,
-        stack=members,
-        task=bound.spec,
-        mode=_mode(configured),
-        protocol=bound.protocol,
-        calibration=calibration,
-        seed=seed,
-    )
-    label = " + ".join(member.label for member in stack) or DENSE
-    card = configured[-1].card if configured else None
-    role = card.role if card else ("noise" if system.replica else "baseline")
-    placement = Placement(
-        suite="evaluate",
-        suite_version=1,
-        grid="evaluate",
-        family=card.family if card else DENSE,
-        baseline=None,
-        role=role,
-        label=f"{label} ({system.replica})" if system.replica else label,
-        config=" ".join(f"{k}={v}" for a in configured for k, v in _changed_knobs(a).items()),
-        facts={"budgets": [m.budget.label for m in stack if m.budget], **_facts(configured)},
-    )
-    return PlannedCell(id=cell_id(spec.plain()), spec=spec, placement=placement, task=task, batch_tokens=batch_tokens)
-
-
 def _changed(system: _ResolvedSystem, entry: MethodEntry, device: str) -> tuple[SystemSpec, int | None]:
     change = entry.noise
     if change is None:
@@ -368,77 +315,3 @@ def _changed(system: _ResolvedSystem, entry: MethodEntry, device: str) -> tuple[
     batch = change.batch_tokens or system.entry.batch_tokens
     replica = f"A/A {dtype}" if dtype != system.spec.dtype else f"A/A batch {batch}"
     return system.spec.model_copy(update={"dtype": dtype, "replica": replica}), batch
-
-
-def _mode(stack: list[adapters.Adapter]) -> Any:
-    modes = [getattr(a, "mode", a.card.modes[0]) for a in stack]
-    return "executed" if all(mode == "executed" for mode in modes) else "simulated"
-
-
-def _changed_knobs(adapter: adapters.Adapter) -> dict[str, Any]:
-    return {
-        name: getattr(adapter, name)
-        for name, info in type(adapter).model_fields.items()
-        if getattr(adapter, name) != info.get_default(call_default_factory=True)
-    }
-
-
-def _facts(stack: list[adapters.Adapter]) -> dict[str, Any]:
-    """What makes two rows with one name different: in every row, whatever its value."""
-    facts: dict[str, Any] = {}
-    for adapter in stack:
-        facts.setdefault("unit", adapter.card.unit)
-        for name in ("compare_group", "stats_pass", "scope", "phase", "ratios", "share"):
-            if name in type(adapter).model_fields:
-                facts[name] = getattr(adapter, name)
-        if adapter.card.deviations:
-            facts["deviations"] = list(adapter.card.deviations)
-    return facts
-
-
-def _paired(grid: Grid, made: list[tuple[PlannedCell, MethodEntry]]) -> Iterator[PlannedCell]:
-    """Give every cell the baseline of its system and task."""
-    labelled: dict[str, list[PlannedCell]] = defaultdict(list)
-    for cell, _ in made:
-        labelled[cell.placement.label].append(cell)
-    known: dict[tuple[str, str, str], dict[int, PlannedCell]] = {}
-    for cell, entry in made:
-        wanted = entry.baseline or grid.baseline
-        if not wanted or cell.placement.label == wanted:
-            cell.placement.role = "baseline" if cell.placement.label == wanted else cell.placement.role
-            yield cell
-            continue
-        key = (wanted, cell.spec.system.ref, cell.spec.system.fingerprint)
-        if key not in known:
-            known[key] = _baselines(grid, cell, wanted, labelled)
-        seeds = known[key]
-        cell.placement.baseline = seeds.get(cell.spec.seed, next(iter(seeds.values()))).id
-        yield cell
-
-
-def _baselines(
-    grid: Grid, cell: PlannedCell, wanted: str, labelled: dict[str, list[PlannedCell]]
-) -> dict[int, PlannedCell]:
-    """The rows that a cell may be paired with, by seed."""
-    found = [other for other in labelled.get(wanted, ()) if _same_system(cell, other, wanted)]
-    if not found:
-        labels = sorted({f"{name} on {other.spec.system.ref}" for name, rows in labelled.items() for other in rows})
-        raise InputError(
-            f"grid {grid.name}: no row {wanted!r} on {cell.spec.system.ref} to compare with",
-            f"rows: {'; '.join(labels)}",
-        )
-    if len({digest([m.plain() for m in other.spec.stack]) for other in found}) > 1:
-        raise InputError(f"grid {grid.name}: several rows are called {wanted!r}", "which of them is the baseline?")
-    seeds: dict[int, PlannedCell] = {}
-    for other in found:
-        seeds.setdefault(other.spec.seed, other)
-    return seeds
-
-
-def _same_system(cell: PlannedCell, other: PlannedCell, wanted: str) -> bool:
-    if wanted != DENSE:
-        return True
-    return (cell.spec.system.ref, cell.spec.system.fingerprint) == (
-        other.spec.system.ref,
-        other.spec.system.fingerprint,
-    )

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from sparsebench import environment
 from sparsebench.errors import StorageError
-from sparsebench.plan import PlannedCell
+from sparsebench.planned_cell import PlannedCell
 from sparsebench.runner import CellDone, Session, run_cells
 from sparsebench.store import Store
 

@@ -16,7 +16,7 @@ from typing import Any
 from sparsebench import environment
 from sparsebench.errors import MissingError, StorageError
 from sparsebench.executors import Workers
-from sparsebench.plan import PlannedCell
+from sparsebench.planned_cell import PlannedCell
 from sparsebench.runner import CellDone, Session, run_cells
 from sparsebench.store import Store
 

@@ -131,6 +131,8 @@ class Outcome(_Model):
     """Wall time of evaluating the cell; a speed only where mode is `executed`."""
     prepare_seconds: float = 0.0
     prepare_tokens: int = 0
+    prepare_memory: int | None = None
+    """Peak memory of the methods' offline work above what there was before it, bytes; None where it is not measured."""
     peak_memory: int | None = None
     """Largest resident memory of the process, bytes."""
     energy: float | None = None

@@ -23,7 +23,7 @@ from sparsebench.systems import memory
 
 if TYPE_CHECKING:
     from sparsebench.adapters.calibration import Calibration
-    from sparsebench.plan import PlannedCell
+    from sparsebench.planned_cell import PlannedCell
     from sparsebench.systems.base import System
     from sparsebench.tasks.base import BoundTask, TaskResult
 
@@ -298,6 +298,7 @@ def _run_cell(
         ]
         outcome.prepare_seconds = sum(p.seconds for p in prepared)
         outcome.prepare_tokens = sum(p.tokens for p in prepared)
+        outcome.prepare_memory = max((p.peak_bytes for p in prepared if p.peak_bytes is not None), default=None)
         outcome.peak_memory = environment.peak_memory()
         outcome.facts = plain({**result.facts, **{k: v for p in prepared for k, v in p.facts.items()}})
         samples = result.samples

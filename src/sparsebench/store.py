@@ -17,6 +17,7 @@ import os
 import re
 import shutil
 import tempfile
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
@@ -33,6 +34,7 @@ from sparsebench.leases import leased
 from sparsebench.packing import is_packed, unpacked
 from sparsebench.records import CellRecord, CellSpec, Environment, NewerSchemaError, upgrade
 from sparsebench.redaction import redacted
+from sparsebench.remote import Remote, address
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -41,6 +43,10 @@ AGAIN = "the file was cut short or edited; running the suite again computes the 
 CELL_ID = re.compile(r"[0-9a-f]{16}")
 ASIDE = re.compile(r"\.([0-9a-f]{16})-.+")
 """Folders of cells that are being written."""
+SUITE = "0" * 16
+"""What a run leases while it writes `suite.json`."""
+PATIENCE = 0.05
+"""Seconds between two attempts to lease it."""
 ROOM = "make room or choose another folder with --out; the same command then goes on where this one stopped"
 
 
@@ -130,12 +136,14 @@ class Store:
 
     @classmethod
     def open(cls, root: str | os.PathLike[str]) -> Store:
-        """An existing results folder, or a packed one, which is unpacked into the cache.
+        """An existing results folder; a packed one is unpacked into the cache, one in an object store fetched there.
 
         Raises:
             InputError: There is none.
             IntegrityError: The packed file is damaged.
         """
+        if (elsewhere := address(root)) is not None:
+            root = Remote(elsewhere).fetch()
         store = cls(unpacked(Path(root)) if is_packed(root) else root)
         if not store.cells_folder.is_dir():
             raise InputError(
@@ -265,10 +273,17 @@ class Store:
         Raises:
             StorageError: The folder cannot be written to.
         """
-        try:
-            write_json(self.root / "suite.json", redacted(data))
-        except OSError as error:
-            raise self._unwritable(error) from error
+        while True:
+            with self.leased([SUITE]) as mine:
+                if mine:
+                    try:
+                        for half_written in self.root.glob(".suite.json-*"):
+                            half_written.unlink()
+                        write_json(self.root / "suite.json", redacted(data))
+                    except OSError as error:
+                        raise self._unwritable(error) from error
+                    return
+            time.sleep(PATIENCE)
 
     def _unwritable(self, error: OSError) -> StorageError:
         return StorageError(f"cannot write results to {self.root}: {error.strerror or error}", ROOM)

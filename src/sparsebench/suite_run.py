@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 from sparsebench.errors import InputError, UnknownNameError
 from sparsebench.executors import EXECUTORS, Stop, Workers
-from sparsebench.plan import Plan, PlannedCell, plan
+from sparsebench.plan import Plan, plan
+from sparsebench.planned_cell import PlannedCell
+from sparsebench.remote import Remote, address
 from sparsebench.store import Store
-from sparsebench.suite import Suite, load_suite
+from sparsebench.suite import Suite
+from sparsebench.suite_source import load_suite
 
 if TYPE_CHECKING:
     from sparsebench.runner import CellDone
@@ -87,6 +90,7 @@ def run_suite(
     gpus: float | None = None,
     ray_address: str | None = None,
     shard: str | None = None,
+    only: Sequence[str] = (),
     device: str | None = None,
     progress: bool = False,
 ) -> RunOutcome:
@@ -102,6 +106,7 @@ def run_suite(
         gpus: GPUs of each Ray actor, or a share of one.
         ray_address: Cluster that the ray executor uses.
         shard: `I/N`: part I of N only.
+        only: Ids of cells: these and their baselines only.
         device: `cpu`, `cuda`; None: cuda where there is one.
         progress: Whether a bar is shown.
 
@@ -112,16 +117,30 @@ def run_suite(
         raise UnknownNameError("executor", executor, EXECUTORS)
     device = chosen_device(device)
     made = planned(suite, model, limit, device)
-    cells = made.cells if shard is None else made.shard(*_shard(shard))
-    store = Store.create(results_folder(made.suite, out))
+    if only and shard is not None:
+        raise InputError("chosen cells and a shard: one of the two")
+    cells = made.only(only) if only else made.cells if shard is None else made.shard(*_shard(shard))
+    folder = results_folder(made.suite, out)
+    remote = Remote(elsewhere) if (elsewhere := address(folder)) else None
+    store = Store.create(remote.fetch() if remote else folder)
     store.sweep()
     finished = store.finished_among(cell.id for cell in cells)
     todo = [cell for cell in cells if cell.id not in finished]
     store.write_suite({"suite": made.suite.model_dump(mode="json"), "lock": made.lock})
     staff = Workers(workers, gpus, ray_address)
     tally = _Tally(todo, len(cells) - len(todo), progress)
+
+    def on_done(done: CellDone) -> None:
+        if remote is not None:
+            remote.send(done.id)
+        tally.on_done(done)
+
+    if remote is not None:
+        remote.send_suite()
+        for identity in sorted(finished - remote.there):  # sending them failed before
+            remote.send(identity)
     with tally, interruptible() as stop:
-        EXECUTORS[executor](todo, store, device, made, staff, tally.on_done, stop)
+        EXECUTORS[executor](todo, store, device, made, staff, on_done, stop)
     store.sweep()
     left = len(todo) - tally.done
     return RunOutcome(store.root, tally.done, len(cells) - len(todo), tally.failed, left, stop.asked and left > 0)

@@ -18,6 +18,7 @@ from sparsebench.adapters.attention._spans import change, influences, plan
 from sparsebench.adapters.attention._tree import blocks_of, rounds_of
 from sparsebench.adapters.base import Prepared, prepare_timed
 from sparsebench.adapters.calibration import Calibration
+from sparsebench.adapters.unavailable import Unavailable
 from sparsebench.engine.attention import attend_dense
 from sparsebench.engine.scoring import Scored, score
 from sparsebench.errors import MissingError
@@ -236,7 +237,7 @@ def test_moa_meets_its_budget_on_a_model_and_heads_differ():
 
 # cards of what cannot run
 
-UNAVAILABLE = sorted(name for name in CARDS if CARDS[name].needs)
+UNAVAILABLE = sorted(name for name in CARDS if issubclass(get(name), Unavailable))
 
 
 def test_what_needs_training_is_listed():

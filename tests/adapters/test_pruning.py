@@ -268,6 +268,33 @@ def test_sequential_pass_against_running_the_whole_model(name: str) -> None:
     assert differing <= 4  # near ties of scores that were summed in another order
 
 
+@pytest.mark.parametrize("name", ["llama", "gpt2", "gpt_neox", "phi3"])
+def test_blocks_run_no_further_than_their_last_input(name: str) -> None:
+    """Statistics are the same, and after the first batch the last layer of a block is not run for them."""
+    system, text = tiny_system(name, batch_tokens=24), calibration()
+    found: dict[str, InputStatistics] = {}
+    block_by_block(system, text, lambda site, inputs: found.update({site.name: inputs}), gram=True)
+    dense = dense_statistics(system, text, gram=True)  # nothing is pruned, so blocks are fed as in the dense model
+    assert found.keys() == dense.keys()
+    for key, inputs in found.items():
+        assert inputs.tokens == text.tokens
+        torch.testing.assert_close(inputs.gram, dense[key].gram, rtol=1e-4, atol=1e-4)
+    last = prunable(system)[-1].module
+    runs = []
+    handle = last.register_forward_hook(lambda module, args, out: runs.append(1))
+    block_by_block(system, text, lambda site, inputs: None)
+    handle.remove()
+    assert len(runs) == 1
+
+
+def test_what_preparing_takes_is_measured() -> None:
+    system, text = tiny_system(), calibration()
+    with attached(system, [create("wanda", sparsity=0.5), create("magnitude", sparsity=0.6)], text) as (_, prepared):
+        taken = [one.peak_bytes for one in prepared]
+    assert taken[0] is None or taken[0] >= 0
+    assert taken[1] is None  # it prepares nothing
+
+
 def test_sequential_is_dense_on_the_first_block_only() -> None:
     system, text = tiny_system(), calibration()
     sequential = masks(system, [create("wanda", sparsity=0.5)], text)

@@ -74,10 +74,7 @@ def test_sparsegpt_by_hand() -> None:
     assert_close(factor.T @ factor, torch.tensor([[2.0, -1], [-1, 2]]) / 3)
     # Saliencies: column 0 competes with what column 1 can mend, 1 / (2/3); column 1 with nothing after it, 1 / (1/2).
     assert_close(_obs.saliency(torch.ones(1, 2), factor), torch.tensor([[1.5, 2.0]]))
-    block, errors = torch.ones(2, 1), torch.zeros(2, 1)  # a row of two weights, as columns
-    _obs._prune_block(block, factor, HALF, errors)
-    assert_close(block, torch.tensor([[0.0], [1.5]]))
-    assert_close(errors, torch.tensor([[(3 / 2) ** 0.5], [0.0]]))
+    assert_close(_obs.prune(torch.ones(1, 2), gram, HALF, damping=0), torch.tensor([[0.0, 1.5]]))
 
 
 def plain_obs(weight: torch.Tensor, gram: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:

@@ -26,6 +26,7 @@ SMALL_SEARCH = {"generations": 2, "offspring": 3, "tokens": (24, 48)}
 CASES: dict[str, tuple[str, dict[str, Any], float]] = {
     "rtn-8": ("rtn", {"bits": 8}, 0.0),
     "rtn-4": ("rtn", {"bits": 4}, 0.0),
+    "gptq": ("gptq", {"bits": 4}, 0.0),
     "squeezellm": ("squeezellm", {"bits": 4}, 0.0),
     "gqsa": ("gqsa", {"sparsity": 0.5}, 0.5),
     "welore": ("welore", {"sparsity": 0.3}, 0.3),
@@ -109,17 +110,19 @@ def test_attaching_changes_the_model_and_leaving_restores_it(name: str, case: st
     assert torch.equal(logits(system), dense)
 
 
-@pytest.mark.parametrize("method", ["rtn", "squeezellm", "gqsa", "welore", "depth", "cfsp", "wanda-variant", "ecoflap"])
+@pytest.mark.parametrize(
+    "method", ["rtn", "gptq", "squeezellm", "gqsa", "welore", "depth", "cfsp", "wanda-variant", "ecoflap"]
+)
 def test_the_full_budget_is_dense(method: str) -> None:
     system = tiny_system("gpt2", dtype=torch.bfloat16)
     dense = logits(system)
-    full = {"bits": 16} if method in ("rtn", "squeezellm") else {"sparsity": 0.0}
+    full = {"bits": 16} if method in ("rtn", "gptq", "squeezellm") else {"sparsity": 0.0}
     with attached(system, [create(method, **full)], calibration()):
         assert torch.equal(logits(system), dense)
         assert weight_sparsity(system).zeros == 0
 
 
-@pytest.mark.parametrize("case", ["rtn-4", "squeezellm", "gqsa", "welore", "depth", "cfsp"])
+@pytest.mark.parametrize("case", ["rtn-4", "gptq", "squeezellm", "gqsa", "welore", "depth", "cfsp"])
 def test_bfloat16_models(case: str) -> None:
     method, knobs, _ = CASES[case]
     system = tiny_system("llama", dtype=torch.bfloat16)
@@ -322,7 +325,7 @@ def test_a_stack_counts_zeros_and_codes() -> None:
     assert system.stored == {}
 
 
-@pytest.mark.parametrize("case", ["rtn-4", "squeezellm", "gqsa", "depth", "cfsp"])
+@pytest.mark.parametrize("case", ["rtn-4", "gptq", "squeezellm", "gqsa", "depth", "cfsp"])
 def test_predicted_cost_is_the_counted_cost(case: str) -> None:
     """Of one request of 30 and 5 tokens: the cost model before, and the account of what is attached."""
     method, knobs, _ = CASES[case]
@@ -400,6 +403,7 @@ def test_losses_are_ordered_on_a_trained_model() -> None:
     dense = story_loss(system)
     assert loss("rtn", bits=8) == pytest.approx(dense, abs=0.02)
     assert dense < loss("rtn", bits=4, group=64) < loss("rtn", bits=3, group=64) < loss("rtn", bits=2, group=64)
+    assert dense < loss("gptq", bits=3, group=64) < loss("rtn", bits=3, group=64)
     assert loss("squeezellm", bits=3) < loss("rtn", bits=3, group=0)  # values of a row against one grid for it
     assert loss("squeezellm", bits=3) < loss("squeezellm", bits=3, outliers=0, sensitive=0) + 0.05
     assert dense < loss("gqsa", sparsity=0.2) < loss("gqsa", sparsity=0.5)

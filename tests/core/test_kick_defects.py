@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import math
+import re
+import threading
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 from typing import Any
 
 import models
+import pandas as pd
 import pytest
 import torch
 import yaml
 
 from sparsebench.engine.generation import Prompt, Sampling, generate
-from sparsebench.tasks import registry
+from sparsebench.errors import InputError, MissingError
+from sparsebench.tasks import judge, registry
 from sparsebench.tasks.scorers import choice, contains_answers, short_answer
 
 QUESTIONS = ["Who fell down?", "Where is the cat?", "What did Tom eat?", "Who is happy?", "Where did they go?"]
@@ -128,3 +137,133 @@ def test_sampled_texts_have_a_seed(system) -> None:
 
     assert sampled(1) == sampled(1)
     assert sampled(1) != sampled(2)
+
+
+# -- a judge -----------------------------------------------------------------------------------------------------------
+
+
+def prefers(word: str) -> judge.Ask:
+    """A judge that scores texts by whether a word is in them, whatever the order."""
+
+    def ask(prompt: str) -> str:
+        first, second = prompt.split("[Answer A]")[1].split("[Answer B]")
+        second = second.split("Explain briefly")[0]
+        return f"I see.\nScores: A={9 if word in first else 4} B={9 if word in second else 4}"
+
+    return ask
+
+
+def test_the_order_of_two_answers_does_not_decide() -> None:
+    """The reference always stood first, and judges prefer a place."""
+    first_always: judge.Ask = lambda prompt: "Scores: A=9 B=3"  # noqa: E731
+    found = judge.preference(first_always, "Say it.", "ours", "theirs")
+    assert found == {"preference": 0.0, "inconsistent": 1.0, "unreadable": 0.0}
+    assert judge.preference(prefers("good"), "Say it.", "good", "bad")["preference"] == 1.0
+    assert judge.preference(prefers("good"), "Say it.", "bad", "good")["preference"] == -1.0
+    assert judge.preference(prefers("none"), "Say it.", "bad", "good")["preference"] == 0.0
+
+
+@pytest.mark.parametrize(
+    "answer", ["", "A is better.", "Scores: A=9", "Scores: A=0 B=5", "Scores: A=11 B=5", "Scores: A=x B=y", "[[A]]"]
+)
+def test_judgements_that_cannot_be_read_are_counted(answer: str) -> None:
+    """They were dropped, after the failure itself had been taken for a score."""
+    assert judge.scores(answer) is None
+    found = judge.preference(lambda prompt: answer, "Say it.", "ours", "theirs")
+    assert math.isnan(found["preference"]) and found["unreadable"] == 1.0
+    answers = iter(["Scores: A=7 B=5", answer])
+    half = judge.preference(lambda prompt: next(answers), "Say it.", "ours", "theirs")
+    assert math.isnan(half["preference"]) and half["unreadable"] == 0.5
+
+
+def test_the_last_line_of_scores_counts() -> None:
+    assert judge.scores("I was told to write Scores: A=<score>.\nScores: A=1 B=1\n**Scores: A=7.5, B=10**") == (7.5, 10)
+
+
+def test_a_collapsed_model_loses_every_comparison_without_a_judge() -> None:
+    def unasked(prompt: str) -> str:
+        raise AssertionError
+
+    ours = pd.DataFrame({"sample": ["a", "b"], "response": ["", " \n"]})
+    theirs = pd.DataFrame({"sample": ["b", "a"], "response": ["text", "text"]})
+    found = judge.preferences(unasked, {"a": "Say a.", "b": "Say b."}, ours, theirs)
+    values = {metric.name: metric.value(found) for metric in judge.METRICS}
+    assert values["preference over dense"] == -1.0
+    assert values["unreadable judgements"] == 0.0
+    with pytest.raises(InputError, match="different samples"):
+        judge.preferences(unasked, {"a": "", "b": ""}, ours[:1], theirs)
+    with pytest.raises(InputError, match="no responses"):
+        judge.preferences(unasked, {}, ours.drop(columns="response"), theirs)
+
+
+@pytest.fixture
+def endpoint() -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    """A chat endpoint of this machine that scores by length, and what it was asked."""
+    seen: list[dict[str, Any]] = []
+
+    class Chat(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            seen.append({"path": self.path, "key": self.headers.get("Authorization"), **body})
+            content = json.dumps({"choices": [{"message": {"content": "Scores: A=6 B=2"}}]})
+            if body["model"] == "broken":
+                content = "[]"
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(content.encode())
+
+        def log_message(self, *args: Any) -> None:
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Chat)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}/v1", seen
+    server.shutdown()
+    server.server_close()
+
+
+def test_an_endpoint_is_asked_greedily_and_by_key(endpoint: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    url, seen = endpoint
+    monkeypatch.setenv("JUDGE_KEY", "secret")
+    assert judge.Endpoint(url, "m", key="JUDGE_KEY").ask("Which?") == "Scores: A=6 B=2"
+    assert (seen[0]["path"], seen[0]["temperature"], seen[0]["key"]) == ("/v1/chat/completions", 0, "Bearer secret")
+    with pytest.raises(InputError, match="no chat completion"):
+        judge.Endpoint(url, "broken").ask("Which?")
+    with pytest.raises(MissingError, match="NO_SUCH_KEY"):
+        judge.Endpoint(url, "m", key="NO_SUCH_KEY").ask("Which?")
+    with pytest.raises(MissingError, match="does not answer"):
+        judge.Endpoint("http://127.0.0.1:9/v1", "m", timeout=2).ask("Which?")
+    with pytest.raises(InputError, match="http or https"):
+        judge.Endpoint("file:///etc/passwd", "m")
+
+
+# -- the code itself ---------------------------------------------------------------------------------------------------
+
+SOURCES = [
+    path for folder in ("src", "adapters", "reports") for path in (Path(__file__).parents[2] / folder).rglob("*.py")
+]
+
+
+def _is_text(part: ast.stmt) -> bool:
+    return isinstance(part, ast.Expr) and isinstance(part.value, ast.Constant)
+
+
+def test_no_piece_of_code_stands_in_two_places() -> None:
+    """One file stood in five folders, byte by byte, and a sixth had come to differ."""
+    assert SOURCES
+    places: dict[str, set[str]] = defaultdict(set)
+    for path in {source.resolve() for source in SOURCES}:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef | ast.ClassDef):
+                body = "\n".join(ast.unparse(part) for part in node.body if not _is_text(part))
+                if len(body.splitlines()) >= 8:
+                    places[body].add(f"{path.name}:{node.name}")
+    twice = {tuple(sorted(where)) for where in places.values() if len(where) > 1}
+    assert not twice
+
+
+def test_no_path_of_one_machine_is_in_the_code() -> None:
+    """Data was read from a folder of the authors' own machine."""
+    own = re.compile(r"""["'](/(?:data|home|Users|mnt|root|work|scratch)\d*/|[A-Z]:\\\\)""")
+    found = Counter(path.name for path in SOURCES if own.search(path.read_text(encoding="utf-8")))
+    assert not found

@@ -10,7 +10,7 @@ from models import data_folder
 from sparsebench.errors import InputError, MissingError, UnknownNameError
 from sparsebench.identity import cell_id
 from sparsebench.plan import plan
-from sparsebench.suite import load_suite
+from sparsebench.suite_source import load_suite
 
 
 def planned(small, limit=None, **changes):

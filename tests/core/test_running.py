@@ -19,8 +19,8 @@ from sparsebench.errors import InputError, IntegrityError, UnknownNameError
 from sparsebench.plan import plan
 from sparsebench.runner import Session, plain, run_cells
 from sparsebench.store import Store
-from sparsebench.suite import load_suite
 from sparsebench.suite_run import run_suite
+from sparsebench.suite_source import load_suite
 from sparsebench.tasks.perplexity import BoundPerplexityTask
 
 CELLS = 19

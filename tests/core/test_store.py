@@ -7,6 +7,7 @@ import shutil
 import pandas as pd
 import pytest
 
+from sparsebench import journal
 from sparsebench import store as store_module
 from sparsebench.errors import InputError, IntegrityError
 from sparsebench.identity import cell_id
@@ -56,7 +57,9 @@ def store(tmp_path):
 
 
 def files(store):
-    return sorted(str(p.relative_to(store.root)) for p in store.root.rglob("*") if p.is_file())
+    return sorted(
+        str(p.relative_to(store.root)) for p in store.root.rglob("*") if p.is_file() and p.name != journal.FILE
+    )
 
 
 def test_what_is_written_is_read(store):
@@ -249,3 +252,18 @@ def test_the_suite_and_its_lock(store):
     (store.root / "suite.json").write_text('{"suite"')
     with pytest.raises(IntegrityError, match=r"suite\.json"):
         store.suite()
+
+
+def test_a_suite_that_a_killed_run_left_half_written_is_swept_up(store):
+    (store.root / ".suite.json-0123456789ab").write_text('{"suite"')
+    store.write_suite({"suite": {"suite": "s"}})
+    assert sorted(path.name for path in store.root.iterdir()) == ["cells", "suite.json"]
+
+
+def test_two_runs_write_the_suite_in_turns(store):
+    from concurrent.futures import ThreadPoolExecutor
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda number: store.write_suite({"suite": {"suite": f"s{number}"}}), range(20)))
+    assert store.suite()["suite"]["suite"].startswith("s")
+    assert sorted(path.name for path in store.root.iterdir()) == ["cells", "suite.json"]

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sparsebench.errors import InputError, SparseBenchError, UnknownNameError
-from sparsebench.suite import Suite, from_source, load_suite, names
+from sparsebench.suite import Suite
+from sparsebench.suite_source import from_source, load_suite, names
 from sparsebench.yaml_source import parse_yaml
 
 QUICKSTART = files("sparsebench.suites").joinpath("quickstart.yaml").read_text()

@@ -10,7 +10,8 @@ import yaml
 
 from sparsebench.errors import InputError
 from sparsebench.plan import plan
-from sparsebench.suite import Suite, from_source, load_suite, names
+from sparsebench.suite import Suite
+from sparsebench.suite_source import from_source, load_suite, names
 from sparsebench.targets import unmet
 from sparsebench.yaml_source import parse_yaml
 

@@ -93,7 +93,7 @@ def test_an_error_in_the_suite_of_a_finding_names_its_line() -> None:
 def test_an_unknown_finding_offers_the_nearest() -> None:
     with pytest.raises(UnknownNameError, match="wina-beats-teal"):
         load("wina-beat-teal")
-    assert len(names()) == 10
+    assert len(names()) >= 10
 
 
 def test_a_rule_hash_does_not_depend_on_the_order_of_keys() -> None:

@@ -15,7 +15,7 @@ FOLDER = Path(__file__).parents[2] / "benchmarks" / "parity"
 pytestmark = pytest.mark.skipif(not FOLDER.is_dir(), reason="benchmarks are not part of what is released")
 
 
-@pytest.mark.parametrize("script", ["pruning.py", "eviction.py"])
+@pytest.mark.parametrize("script", ["pruning.py", "eviction.py", "../prepare.py"])
 def test_scripts_explain_themselves(script: str) -> None:
     ran = subprocess.run([sys.executable, str(FOLDER / script), "--help"], capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr

@@ -9,14 +9,16 @@ from sparsebench.kernels import reference
 
 pytest.importorskip("triton")
 
-from sparsebench.kernels.sparse_gemv import CHUNK, Active, Columns, active_product, add_norm, gate_up, gather
+from sparsebench.kernels.sparse_gemv import CHUNK, Active, Columns, active_product, add_norm, gate_up, gather, heads
 
 
 def vector(size: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(size, generator=torch.Generator().manual_seed(seed))
 
 
-@pytest.mark.parametrize(("inputs", "outputs", "splits"), [(1024, 256, 1), (2500, 300, 2), (2500, 300, 3), (100, 64, 4)])
+@pytest.mark.parametrize(
+    ("inputs", "outputs", "splits"), [(1024, 256, 1), (2500, 300, 2), (2500, 300, 3), (100, 64, 4)]
+)
 def test_the_product_is_that_of_the_active_columns(device: str, inputs: int, outputs: int, splits: int) -> None:
     x = Active(inputs, torch.float32, device)
     x.threshold.fill_(0.6745)
@@ -37,16 +39,22 @@ def test_lists_hold_the_active_entries_in_order(device: str) -> None:
     x = Active(1500, torch.float32, device)
     x.threshold.fill_(1.0)
     gather(vector(1500)[None].to(device), x)
-    active = [c * CHUNK + i for c in range(2) for i in torch.nonzero(x.dense[c * CHUNK :][:CHUNK].abs() > 1)[:, 0].tolist()]
-    assert [i for c in range(2) for i in x.index[c, : int(x.count[c])].tolist()] == active
-    assert [v for c in range(2) for v in x.value[c, : int(x.count[c])].tolist()] == x.dense[active].tolist()
+    active = [
+        c * CHUNK + i
+        for c in range(x.chunks)
+        for i in torch.nonzero(x.dense[c * CHUNK :][:CHUNK].abs() > 1)[:, 0].tolist()
+    ]
+    assert [i for c in range(x.chunks) for i in x.index[c, : int(x.count[c])].tolist()] == active
+    assert [v for c in range(x.chunks) for v in x.value[c, : int(x.count[c])].tolist()] == x.dense[active].tolist()
 
 
 def test_nothing_active_gives_zero(device: str) -> None:
     x = Active(64, torch.float32, device)
     x.threshold.fill_(100.0)
     gather(vector(64)[None].to(device), x)
-    parts = active_product(torch.full((64, 32), float("nan"), device=device), x, torch.ones(2, 32, device=device), Columns(2, 32))
+    parts = active_product(
+        torch.full((64, 32), float("nan"), device=device), x, torch.ones(2, 32, device=device), Columns(2, 32)
+    )
     assert (parts == 0).all()
 
 
@@ -68,3 +76,21 @@ def test_gate_and_up_give_swiglu(device: str) -> None:
     gate, up = parts.sum(0).view(2, 1100)
     assert torch.allclose(x.dense, torch.nn.functional.silu(gate) * up, atol=1e-5)
     assert int(x.count.sum()) == 0
+
+
+def test_heads_are_rotated_and_written_at_the_position(device: str) -> None:
+    count, kv, dim, tokens, now = 2, 1, 16, 4, 2
+    parts = torch.stack([vector((count + 2 * kv) * dim, 9), vector((count + 2 * kv) * dim, 10)]).to(device)
+    angles = vector(tokens * dim // 2, 11).view(tokens, dim // 2).to(device)
+    q = torch.zeros(count, dim, device=device)
+    keys, values = (torch.zeros(kv, tokens, dim, device=device) for _ in range(2))
+    position = torch.tensor([now], dtype=torch.int32, device=device)
+    heads(parts, (angles.cos(), angles.sin()), position, q, keys, values)
+    whole = parts.sum(0).view(-1, dim)
+    first, second = whole.chunk(2, -1)
+    cosine, sine = angles[now].cos(), angles[now].sin()
+    turned = torch.cat([first * cosine - second * sine, second * cosine + first * sine], -1)
+    assert torch.allclose(q, turned[:count], atol=1e-6)
+    assert torch.allclose(keys[:, now], turned[count : count + kv], atol=1e-6)
+    assert torch.allclose(values[:, now], whole[count + kv :], atol=1e-6)
+    assert not keys[:, [0, 1, 3]].any() and not values[:, [0, 1, 3]].any()

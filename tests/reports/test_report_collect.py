@@ -216,3 +216,13 @@ def test_the_table_is_the_same_each_time_and_whatever_stands_beside_it(writer: W
 def test_samples_of_the_generator_share_what_is_not_damaged() -> None:
     clean, hurt = samples_of(CHOICE, 0.0, 1, 300), samples_of(CHOICE, 0.3, 2, 300)
     assert 0 < (clean["correct"] != hurt["correct"]).mean() < 0.3
+
+
+def test_storage_and_preparation_of_a_cell_are_columns(writer: Writer) -> None:
+    dense = writer.cell(PPL, "pruning")
+    known = {"bits_per_weight": 9.0, "prepare_seconds": 3.5, "prepare_tokens": 65536, "prepare_memory": 2**30}
+    writer.cell(PPL, "pruning", method=WANDA, baseline=dense.id, role="method", bytes_per_token=1e6, **known)
+    table = collect(writer.store.root).set_index("method")
+    for name, value in {**known, "bytes_per_token": 1e6}.items():
+        assert table.loc["wanda", name] == value
+    assert table.loc["dense", ["bits_per_weight", "prepare_memory"]].isna().all()

@@ -10,6 +10,7 @@ import functools
 import hashlib
 import http.server
 import os
+import re
 import shutil
 import subprocess
 import tarfile
@@ -136,7 +137,8 @@ def served(folder: Path) -> Iterator[str]:
 
 
 def heading(page: Any, name: str) -> Any:
-    return page.locator("table.leaderboard thead th").filter(has_text=name).first.locator("button")
+    exactly = re.compile(rf"^\s*{re.escape(name)}\s*$")
+    return page.locator("table.leaderboard thead th").filter(has_text=exactly).locator("button")
 
 
 def column(page: Any, name: str) -> list[str]:
@@ -147,10 +149,6 @@ def column(page: Any, name: str) -> list[str]:
         return [...table.tBodies[0].rows].map((row) => row.cells[at].dataset.n ?? row.cells[at].textContent.trim());
     }"""
     return page.evaluate(script, name)  # type: ignore[no-any-return]
-
-
-def leaderboard(browser: Any, built: Path) -> Any:
-    return page_of(browser), (built / "leaderboard/index.html").as_uri()
 
 
 def test_pages_say_nothing_on_the_console_and_ask_nobody(browser: Any, built: Path) -> None:
@@ -194,7 +192,7 @@ def test_texts_sort_by_the_alphabet(browser: Any, synthetic: Path) -> None:
     with page_of(browser) as watched:
         watched.page.goto((synthetic / "leaderboard/index.html").as_uri())
         heading(watched.page, "Verdict").click()
-        texts = [text for text in column(watched.page, "Verdict") if text]
+        texts = [re.sub(r"^\W+", "", text) for text in column(watched.page, "Verdict") if text]
         assert texts == sorted(texts) and len(set(texts)) > 3
 
 
@@ -203,10 +201,10 @@ def test_filters_count_what_they_keep_and_are_in_the_address(browser: Any, synth
         page = watched.page
         page.goto((synthetic / "leaderboard/index.html").as_uri())
         everything = page.locator("table.leaderboard tbody tr").count()
-        page.get_by_label("Verdict", exact=True).select_option("regressed")
+        page.locator("select[name=verdict]").select_option("regressed")
         kept = column(page, "Verdict")
         assert 0 < len(kept) < everything and all("regressed" in text for text in kept)
-        page.get_by_label("Method", exact=True).fill("wanda")
+        page.locator("input[name=q]").fill("wanda")
         assert all("wanda" in text for text in column(page, "Method"))
         heading(page, "Sparsity").click()
         heading(page, "Sparsity").click()
@@ -255,7 +253,7 @@ def test_a_long_leaderboard_is_sorted_whole_from_a_server_and_by_parts_in_a_fold
     monkeypatch.setattr(site, "ROWS_OF_A_PAGE", 40)
     site.build_site([results], tmp_path / "site")
     with page_of(browser) as watched:
-        watched.page.goto((synthetic / "leaderboard/index.html").as_uri())
+        watched.page.goto((synthetic / "leaderboard/pruning.html").as_uri())
         heading(watched.page, "Value").click()
         whole = column(watched.page, "Value")
     with served(tmp_path / "site") as address, page_of(browser) as watched:

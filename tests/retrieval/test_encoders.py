@@ -6,16 +6,19 @@ import json
 import shutil
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import AutoModelForMaskedLM
 
 from sparsebench.errors import InputError, MissingError, UnknownNameError
 from sparsebench.retrieval.encoders import DenseEncoder, SpladeEncoder, StaticQueryEncoder, token_batches, wordpieces
 from sparsebench.retrieval.sparse_vectors import CSR, keep_largest, nonzeros
+from sparsebench.retrieval.vocabulary_head import detached_head, largest_logits
 
 TEXTS = [
     "experimental investigation of the aerodynamics of a wing in a slipstream",
@@ -59,7 +62,7 @@ def test_splade_is_the_maximum_of_the_logarithms(splade_folder: Path) -> None:
     encoder = splade(splade_folder)
     tokens = encoder.tokenizer(TEXTS[0], return_tensors="pt")
     with torch.inference_mode():
-        logits = encoder._model(**tokens).logits[0]
+        logits = AutoModelForMaskedLM.from_pretrained(splade_folder)(**tokens).logits[0]
     expected = torch.log1p(torch.relu(logits)).amax(dim=0).numpy()
     assert np.abs(encoder.encode(TEXTS[:1]).vectors.toarray()[0] - expected).max() < 1e-5
 
@@ -168,3 +171,33 @@ def test_folders_that_hold_no_such_model_are_errors(splade_folder: Path, tmp_pat
         DenseEncoder(splade_folder)
     with pytest.raises(UnknownNameError, match="bfloat16"):
         SpladeEncoder(splade_folder, dtype="bf16")  # type: ignore[arg-type]
+
+
+def test_logits_in_parts_have_the_same_maxima() -> None:
+    """A head of more terms than a part holds, with and without a bias, over texts of other lengths."""
+    for bias in (True, False):
+        head = torch.nn.Linear(8, 5000, bias=bias)
+        hidden = torch.randn(3, 7, 8)
+        with torch.inference_mode():
+            found = largest_logits(hidden, [7, 1, 4], head)
+            expected = [head(row[:length]).amax(0) for row, length in zip(hidden, [7, 1, 4], strict=True)]
+        assert torch.allclose(found, torch.stack(expected), atol=1e-6)
+
+
+def test_a_head_that_is_not_the_last_step_stays_on() -> None:
+    class Scaled(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embedding, self.head = torch.nn.Embedding(4, 4), torch.nn.Linear(4, 4)
+
+        def get_output_embeddings(self) -> torch.nn.Module:
+            return self.head
+
+        def forward(self, input_ids: torch.Tensor) -> SimpleNamespace:
+            return SimpleNamespace(logits=2 * self.head(self.embedding(input_ids)))
+
+    model = Scaled()
+    ids = torch.tensor([[0, 1, 2]])
+    before = model(ids).logits
+    assert detached_head(model) is None
+    assert torch.equal(model(ids).logits, before)

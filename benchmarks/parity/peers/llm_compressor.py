@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import time
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +11,7 @@ import torch
 from datasets import Dataset
 from llmcompressor import oneshot
 from llmcompressor.modifiers.pruning import SparseGPTModifier, WandaPruningModifier
+from measured import measured
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -31,21 +31,20 @@ def main() -> None:
     recipe = kind(
         sparsity=options.sparsity, mask_structure=options.pattern, targets=["Linear"], ignore=["re:.*lm_head"]
     )
-    start = time.perf_counter()
-    oneshot(
-        model=model,
-        processor=AutoTokenizer.from_pretrained(options.model),
-        dataset=Dataset.from_dict(rows),
-        recipe=recipe,
-        max_seq_length=ids.shape[1],
-        num_calibration_samples=len(ids),
-        shuffle_calibration_samples=False,
-    )
-    seconds = time.perf_counter() - start
+    with measured() as found:
+        oneshot(
+            model=model,
+            processor=AutoTokenizer.from_pretrained(options.model),
+            dataset=Dataset.from_dict(rows),
+            recipe=recipe,
+            max_seq_length=ids.shape[1],
+            num_calibration_samples=len(ids),
+            shuffle_calibration_samples=False,
+        )
     weights = {n: p.detach().cpu().contiguous() for n, p in model.named_parameters() if p.ndim == 2 and "layers" in n}
     out = Path(options.out)
     save_file(weights, out / "peer.safetensors")
-    (out / "peer.json").write_text(json.dumps({"seconds": seconds}))
+    (out / "peer.json").write_text(json.dumps(found))
 
 
 if __name__ == "__main__":

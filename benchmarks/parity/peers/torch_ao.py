@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import time
 from pathlib import Path
 
 import numpy as np
 import torch
+from measured import measured
 from safetensors.torch import save_file
 from torchao.sparsity.wanda import WandaSparsifier
 from transformers import AutoModelForCausalLM
@@ -25,21 +25,20 @@ def main() -> None:
     ids = torch.from_numpy(np.load(options.calibration)).to(options.device)
     model = AutoModelForCausalLM.from_pretrained(options.model, dtype=getattr(torch, options.dtype)).to(options.device)
     names = [n for n, m in model.named_modules() if isinstance(m, torch.nn.Linear) and "layers" in n]
-    start = time.perf_counter()
     m = None if options.pattern == "0:0" else int(options.pattern.partition(":")[2])
     sparsifier = WandaSparsifier(sparsity_level=options.sparsity, semi_structured_block_size=m)
-    sparsifier.prepare(model, config=[{"tensor_fqn": f"{name}.weight"} for name in names])
-    with torch.no_grad():
-        for row in ids:
-            model(row[None])
-    sparsifier.step()
-    sparsifier.squash_mask()
-    seconds = time.perf_counter() - start
+    with measured() as found:
+        sparsifier.prepare(model, config=[{"tensor_fqn": f"{name}.weight"} for name in names])
+        with torch.no_grad():
+            for row in ids:
+                model(row[None])
+        sparsifier.step()
+        sparsifier.squash_mask()
     modules = dict(model.named_modules())
     weights = {f"{name}.weight": modules[name].weight.detach().cpu().contiguous() for name in names}
     out = Path(options.out)
     save_file(weights, out / "peer.safetensors")
-    (out / "peer.json").write_text(json.dumps({"seconds": seconds}))
+    (out / "peer.json").write_text(json.dumps(found))
 
 
 if __name__ == "__main__":

@@ -216,6 +216,8 @@ def _dequantised(tensor: Any, shape: Sequence[int]) -> Callable[[int, int], torc
         import torch
         from gguf import dequantize
 
+        if not all(shape):
+            return torch.empty(0, shape[-1])
         rows = np.asarray(tensor.data).reshape(math.prod(shape[:-1]), -1)[start:stop]
         values = dequantize(rows, tensor.tensor_type)
         return torch.from_numpy(np.array(values, dtype=np.float32)).reshape(-1, shape[-1])

@@ -100,6 +100,8 @@ def count(pieces: Iterable[torch.Tensor], inputs: int) -> Patterns:
 
     found = Patterns(inputs, torch.zeros(inputs, dtype=torch.bool))
     for piece in pieces:
+        if not piece.numel():
+            continue
         values = piece.float() if piece.is_floating_point() else piece
         zero = values == 0
         found.entries += values.numel()

@@ -13,6 +13,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
+import numpy as np
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
@@ -24,6 +25,23 @@ if TYPE_CHECKING:
 
 NAME = "sparsebench"
 CURRENT: ContextVar[Flow | None] = ContextVar("sparsebench_flow", default=None)
+
+
+@dataclass
+class Geometry:
+    """Where the queries of some rows lie, on the host: arithmetic with it makes no device wait.
+
+    Attributes:
+        positions: As those of the view, [rows, queries], int64.
+        lengths: As those of the view, [rows], int64.
+        of: The view's tensors that these are copies of.
+        memo: What follows from these alone, worked out once for all layers; keys name what and whose.
+    """
+
+    positions: np.ndarray
+    lengths: np.ndarray
+    of: tuple[torch.Tensor, torch.Tensor]
+    memo: dict[Any, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -59,6 +77,17 @@ class AttentionView:
     states: list[list[dict[Any, Any]]] = field(default_factory=list)
     aligned: bool = False
     """Whether the rows are whole prompts: query i is at position i, and causal attention needs no mask."""
+    known: Geometry | None = None
+    """What is known of the rows on the host; see `geometry`."""
+
+    @property
+    def geometry(self) -> Geometry:
+        """Positions and lengths on the host; fetched from the device where whoever made the view did not know them."""
+        known = self.known
+        if known is None or known.of[0] is not self.positions or known.of[1] is not self.lengths:
+            at = (self.positions, self.lengths)
+            known = self.known = Geometry(self.positions.cpu().numpy(), self.lengths.cpu().numpy(), at)
+        return known
 
     @property
     def group(self) -> int:
@@ -76,9 +105,12 @@ class AttentionView:
 
     def dense_pairs(self) -> int:
         """Visible (query, key) pairs of one head, over all rows."""
-        at = self.positions[self.positions >= 0]
-        seen = at + 1 if self.window is None else torch.clamp(at + 1, max=self.window)
-        return int(seen.sum())
+        geometry, key = self.geometry, ("pairs", self.window)
+        if key not in geometry.memo:
+            seen = geometry.positions + 1  # 0 where a row is padded
+            geometry.memo[key] = int((seen if self.window is None else np.minimum(seen, self.window)).sum())
+        pairs: int = geometry.memo[key]
+        return pairs
 
 
 class AttentionPolicy(Protocol):
@@ -89,10 +121,15 @@ class AttentionPolicy(Protocol):
         ...
 
 
-def attend_dense(view: AttentionView) -> torch.Tensor:
-    """Exact attention through SDPA; [rows, heads, queries, value_dim]."""
+def attend_dense(view: AttentionView, masks: dict[int | None, torch.Tensor] | None = None) -> torch.Tensor:
+    """Exact attention; [rows, heads, queries, value_dim].
+
+    Args:
+        view: The rows.
+        masks: What layers share that attend the same rows: their visible keys by window; filled here.
+    """
     if view.softcap is not None or view.sinks is not None:
-        return attend_masked(view, view.visible())
+        return attend_masked(view, _visible(view, masks))
     whole = view.window is None or view.key.shape[2] <= view.window
     if view.aligned and whole:
         if blocked.suits(view.query, masked=False):
@@ -101,7 +138,15 @@ def attend_dense(view: AttentionView) -> torch.Tensor:
         return scaled_dot_product_attention(
             view.query, view.key, view.value, is_causal=True, scale=view.scaling, enable_gqa=view.group > 1
         )
-    return attend_masked(view, view.visible())
+    return attend_masked(view, _visible(view, masks))
+
+
+def _visible(view: AttentionView, masks: dict[int | None, torch.Tensor] | None) -> torch.Tensor:
+    if masks is None:
+        return view.visible()
+    if view.window not in masks:
+        masks[view.window] = view.visible()
+    return masks[view.window]
 
 
 def attend_masked(view: AttentionView, keep: torch.Tensor) -> torch.Tensor:

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import torch
 
-BLOCK_SCORES = 2**21
+BLOCK_SCORES = 2**20
 """Scores that are held at a time: what a cache likes."""
+LONGEST = 128
+"""Most queries of a block: the keys that only its last queries read are computed for all of them."""
 FEW = 8
 """Queries below which SDPA is as fast."""
 HIDDEN = 1e30
@@ -47,11 +49,13 @@ def attend(
     """
     rows, heads, queries, dim = query.shape
     kv_heads, keys = key.shape[1:3]
-    columns = key.transpose(-1, -2).reshape(rows * kv_heads, dim, keys)
+    columns = key.reshape(rows * kv_heads, keys, dim).transpose(1, 2)
     entries = value.reshape(rows * kv_heads, keys, -1)
-    out = query.new_empty((rows, heads, queries, entries.shape[-1]))
+    # Laid out as the output projection reads it.
+    out = query.new_empty((rows, queries, heads, entries.shape[-1])).transpose(1, 2)
     ends = last.tolist()
-    step = min(128, max(16, BLOCK_SCORES // (rows * heads * keys)))
+    most = min(LONGEST, max(16, BLOCK_SCORES // (rows * heads * keys)))
+    step = -(-queries // -(-queries // most))
     for first in range(0, queries, step):
         block = slice(first, min(first + step, queries))
         size, end = block.stop - first, ends[block.stop - 1] + 1
@@ -60,7 +64,7 @@ def attend(
         if keep is not None:
             read = keep[:, :, block, :end]
             # Adding is many times as fast as filling by a mask.
-            scores = torch.add(scores, read.view(torch.int8).sub(1), alpha=HIDDEN)
+            scores += torch.where(read, 0.0, -HIDDEN)
         else:
             _hide_later(scores, last[block])
         weights = torch.softmax(scores, dim=-1)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 
-from sparsebench.engine.attention import AttentionPolicy, AttentionView, attend_dense
+from sparsebench.engine.attention import AttentionPolicy, AttentionView, Geometry, attend_dense
 
 MASK_ELEMENTS = 2**25
 """Largest rows x queries x keys of one attention call; more rows are taken in turns."""
@@ -92,6 +94,33 @@ class RowBatch:
     aligned: bool
     span: tuple[int, int] | None
     states: list[list[dict[Any, Any]]] = field(default_factory=list)
+    masks: dict[int | None, torch.Tensor] = field(default_factory=dict)
+    """Visible keys by window, kept from one layer to the next."""
+    known: Geometry | None = None
+    """Positions and lengths on the host."""
+
+    @cached_property
+    def real(self) -> torch.Tensor:
+        """Places of the queries that are no padding among all of `tokens`, [queries]."""
+        positions = self.positions.cpu().numpy() if self.known is None else self.known.positions
+        return torch.from_numpy(np.flatnonzero(positions.reshape(-1) >= 0)).to(self.positions.device)
+
+    def gather(self, flat: torch.Tensor) -> torch.Tensor:
+        """The rows' queries out of flat tokens: [tokens, ...] in, [rows, queries, ...] out."""
+        # index_select copies whole tokens; indexing goes entry by entry, at a tenth of the speed.
+        return flat.index_select(0, self.tokens.reshape(-1)).view(*self.tokens.shape, *flat.shape[1:])
+
+    def gather_keys(self, stored: torch.Tensor) -> torch.Tensor:
+        """The rows' keys, or values, out of the store: [slots, ...] in, [rows, keys, ...] out."""
+        return stored.index_select(0, self.keys.reshape(-1)).view(*self.keys.shape, *stored.shape[1:])
+
+    def scatter(self, flat: torch.Tensor, result: torch.Tensor) -> None:
+        """Put what came of the rows' queries, [rows, queries, ...], where their tokens lie in `flat`, [tokens, ...]."""
+        places = self.tokens.reshape(-1)
+        found = result.reshape(len(places), *flat.shape[1:])
+        if len(self.real) < len(places):
+            places, found = places[self.real], found.index_select(0, self.real)
+        flat.index_copy_(0, places, found)
 
 
 class PackedRows:
@@ -131,7 +160,7 @@ class PackedRows:
                 v = flat_value[first:last].reshape(len(batch.lengths), -1, *flat_value.shape[1:])
             else:
                 keys, values = self.store.layer(layer)
-                q, k, v = flat_query[batch.tokens], keys[batch.keys], values[batch.keys]
+                q, k, v = batch.gather(flat_query), batch.gather_keys(keys), batch.gather_keys(values)
             view = AttentionView(
                 q.transpose(1, 2),
                 k.transpose(1, 2),
@@ -143,14 +172,14 @@ class PackedRows:
                 batch.decode,
                 states=batch.states,
                 aligned=batch.aligned,
+                known=batch.known,
                 **options,
             )
-            result = (attend_dense(view) if policy is None else policy.attend(view)).transpose(1, 2)
+            result = (attend_dense(view, batch.masks) if policy is None else policy.attend(view)).transpose(1, 2)
             if batch.span is not None:
                 out[batch.span[0] : batch.span[1]] = result.reshape(-1, *out.shape[1:])
             else:
-                real = batch.positions >= 0
-                out[batch.tokens[real]] = result[real]
+                batch.scatter(out, result)
         return out[None]
 
 
@@ -163,6 +192,9 @@ class Lanes:
         self._layers: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         self.active = torch.zeros(0, dtype=torch.long)
         self.lengths = torch.zeros(0, dtype=torch.long)
+        self.at = self.lengths[:, None]
+        self.longest = 0
+        self.known: Geometry | None = None
         self.states: list[list[dict[Any, Any]]] = []
 
     def load(self, store: KeyValueStore, places: list[int], slots: list[np.ndarray]) -> None:
@@ -185,9 +217,18 @@ class Lanes:
         """All keys and values of a layer, each [lanes, kv_heads, capacity, dim]."""
         return self._layers[layer]
 
-    def step(self, active: torch.Tensor, lengths: torch.Tensor, states: list[list[dict[Any, Any]]]) -> None:
-        """The next step feeds one token to each lane of `active`, [n]; `lengths` counts it already."""
-        self.active, self.lengths, self.states = active, lengths, states
+    def step(self, active: torch.Tensor, lengths: Sequence[int], states: list[list[dict[Any, Any]]]) -> torch.Tensor:
+        """The next step feeds one token to each lane of `active`, [n]; `lengths` counts it already.
+
+        Returns:
+            The lengths on the device of `active`, [n].
+        """
+        self.active, self.states, self.longest = active, states, max(lengths)
+        ends = np.asarray(lengths, dtype=np.int64)
+        self.lengths = torch.from_numpy(ends).to(active.device)
+        self.at = (self.lengths - 1)[:, None]
+        self.known = Geometry(ends[:, None] - 1, ends, (self.at, self.lengths))
+        return self.lengths
 
     def attend(
         self,
@@ -201,24 +242,23 @@ class Lanes:
     ) -> torch.Tensor:
         """One query for each active lane; query [1, heads, n, dim] in, [1, n, heads, value_dim] out."""
         keys, values = self._layers[layer]
-        at = self.lengths - 1
-        keys[self.active, :, at] = key[0].transpose(0, 1)
-        values[self.active, :, at] = value[0].transpose(0, 1)
-        longest = int(self.lengths.max())
+        keys[self.active, :, self.at[:, 0]] = key[0].transpose(0, 1)
+        values[self.active, :, self.at[:, 0]] = value[0].transpose(0, 1)
         everyone = len(self.active) == self.lanes
-        k, v = keys[:, :, :longest], values[:, :, :longest]
+        k, v = keys[:, :, : self.longest], values[:, :, : self.longest]
         if not everyone:
             k, v = k[self.active], v[self.active]
         view = AttentionView(
             query[0].transpose(0, 1)[:, :, None],
             k,
             v,
-            at[:, None],
+            self.at,
             self.lengths,
             scaling,
             layer,
             decode=True,
             states=self.states,
+            known=self.known,
             **options,
         )
         out = attend_dense(view) if policy is None else policy.attend(view)

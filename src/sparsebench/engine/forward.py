@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from sparsebench.engine.attention import engaged
+from sparsebench.engine.attention import Geometry, engaged
 from sparsebench.engine.flow import MASK_ELEMENTS, Flow, KeyValueStore, Lanes, PackedRows, RowBatch
 from sparsebench.engine.reuse import Prefills, name_of
 from sparsebench.engine.trie import Node
@@ -229,15 +229,17 @@ class TreeRun:
         even = aligned and all(row[2] == queries for row in group)
         consecutive = all(a[4] + a[2] == b[4] for a, b in pairwise(group))
         span = (group[0][4], group[-1][4] + group[-1][2]) if even and consecutive else None
+        lengths = np.array([row[3] for row in group])
+        placed = (torch.from_numpy(positions).to(device), torch.from_numpy(lengths).to(device))
         return RowBatch(
             torch.from_numpy(tokens).to(device),
             torch.from_numpy(slots).to(device),
-            torch.from_numpy(positions).to(device),
-            torch.tensor([row[3] for row in group], device=device),
+            *placed,
             group[0][0] > 0,
             aligned,
             span,
             [self._states(row[5]) for row in group],
+            known=Geometry(positions, lengths, placed),
         )
 
     def _path_slots(self, node: Node) -> np.ndarray:

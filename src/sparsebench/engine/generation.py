@@ -146,11 +146,9 @@ class Generator:
         current = [active[p] for p in places]
         prompts = [self.prompts[lane.request] for lane in current]
         ids = torch.tensor([lane.generated[-1] for lane in current], device=device)
-        lengths = torch.tensor(
-            [len(p.tokens) + len(lane.generated) for p, lane in zip(prompts, current, strict=True)], device=device
-        )
-        lanes.step(torch.tensor(places, device=device), lengths, [lane.states for lane in current])
-        self.system.count_decode(lengths)
+        ends = [len(p.tokens) + len(lane.generated) for p, lane in zip(prompts, current, strict=True)]
+        lengths = lanes.step(torch.tensor(places, device=device), ends, [lane.states for lane in current])
+        self.system.count_decode(ends)
         logits = step(self.system, lanes, ids, lengths, torch.tensor([p.prefill for p in prompts], device=device))
         chosen = self._choose(logits, [lane.request for lane in current])
         for lane, token in zip(current, chosen, strict=True):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -105,13 +106,14 @@ def logprobs_of(logits: torch.Tensor, rows: torch.Tensor, tokens: torch.Tensor) 
         The natural-log probabilities, float64 [k], and the first choice in every row, int64 [n].
     """
     step = max(1, LOGITS.get(logits.device.type, LOGITS["cuda"]) // logits.shape[1])
-    normalisers, best = [], []
-    for first in range(0, len(logits), step):
-        exact = logits[first : first + step].float()
-        normalisers.append(exact.logsumexp(dim=-1))
+    starts = range(0, len(logits), step)
+    borders = torch.searchsorted(rows, torch.tensor([*starts, len(logits)], device=rows.device)).tolist()
+    values, best = [], []
+    for first, (begin, end) in zip(starts, pairwise(borders), strict=True):
+        exact = torch.log_softmax(logits[first : first + step], dim=-1, dtype=torch.float32)
+        values.append(exact[rows[begin:end] - first, tokens[begin:end]])
         best.append(exact.argmax(dim=-1))
-    values = logits[rows, tokens].float() - torch.cat(normalisers)[rows]
-    return values.double(), torch.cat(best)
+    return torch.cat(values).double(), torch.cat(best)
 
 
 def _targets(

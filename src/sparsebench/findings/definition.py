@@ -12,7 +12,8 @@ from sparsebench.adapters.card import Paper
 from sparsebench.errors import IntegrityError, UnknownNameError
 from sparsebench.findings.rules import AnyRule
 from sparsebench.identity import digest
-from sparsebench.suite import Suite, from_source
+from sparsebench.suite import Suite
+from sparsebench.suite_source import from_source
 from sparsebench.yaml_source import YamlSource, parse_yaml, read_yaml, validate
 
 

@@ -97,7 +97,9 @@ def apply(rule: rules.Rule, results: Results) -> Answer:
         first_to_fall,
         interpolation,
         knee,
+        lengths,
         matched,
+        over_tasks,
         reversals,
         tolerance,
     )
@@ -125,4 +127,10 @@ def apply(rule: rules.Rule, results: Results) -> Answer:
             return collections.safe_level(rule, results)
         case rules.Reversals():
             return reversals.answer(rule, results)
+        case rules.NoneBest():
+            return over_tasks.none_best(rule, results)
+        case rules.BreaksEarly():
+            return over_tasks.breaks_early(rule, results)
+        case rules.LengthTolerance():
+            return lengths.answer(rule, results)
     raise TypeError(f"no module answers rules of type {type(rule).__name__}")

@@ -264,6 +264,77 @@ class Reversals(Rule):
     """Share of pairs that must be shown in the right order before the want of reversals refutes anything."""
 
 
+class Group(_Entry):
+    """Methods of one kind, on the tasks that they share."""
+
+    name: str
+    rows: list[Row] = Field(min_length=2)
+    measured: list[Measured] = Field(min_length=1)
+
+
+class OverTasks(Rule):
+    """What the rules have in common that look at several methods on several tasks, at one sparsity."""
+
+    groups: list[Group] = Field(min_length=1)
+    level: float = Field(gt=0, lt=1)
+    """The sparsity at which methods are looked at."""
+    matched_sparsity: float = Field(gt=0)
+    """Rows whose realised sparsity is further from the level, on any task, are left out."""
+    margin: float = Field(gt=0)
+    """A loss in points of the metric that matters."""
+    usable: float = Field(gt=0)
+    """Least value of the dense model; tasks below have no signal."""
+    samples: int = Field(ge=1)
+    """Fewest samples of each task."""
+
+
+class NoneBest(OverTasks):
+    """Of every method another one is better on some task."""
+
+    kind: Literal["none-best"]
+
+
+class BreaksEarly(OverTasks):
+    """Nearly every method has a task that it fails at little sparsity."""
+
+    kind: Literal["breaks-early"]
+    share: float = Field(gt=0, le=1)
+    """Share of the methods of a group of which it must be so."""
+
+
+class LengthUnit(_Entry):
+    """One rule of selection, on tasks at several lengths."""
+
+    name: str
+    row: Row
+    lengths: list[int] = Field(min_length=2)
+    tasks: dict[str, list[str]]
+    """Task to its forms, one for each length."""
+
+    @model_validator(mode="after")
+    def _one_form_a_length(self) -> Self:
+        for task, forms in self.tasks.items():
+            if len(forms) != len(self.lengths):
+                raise FieldError(f"{task} has {len(forms)} forms for {len(self.lengths)} lengths")
+        return self
+
+
+class LengthTolerance(Rule):
+    """The density that a share of the dense quality needs, for each doubling of the length."""
+
+    kind: Literal["length-tolerance"]
+    units: list[LengthUnit] = Field(min_length=1)
+    loss: float = Field(gt=0, lt=1)
+    """As a share of the dense model's value."""
+    usable: float = Field(gt=0)
+    """Least value of the dense model; lengths below have no signal."""
+    samples: int = Field(ge=1)
+    decode_queries: int = Field(default=0, ge=0)
+    """Fewest decoded queries of a row that acts in decode."""
+    required: int = Field(ge=1)
+    """Tasks of a unit of which it must be so."""
+
+
 AnyRule = Annotated[
     Matched
     | FirstToFall
@@ -275,6 +346,9 @@ AnyRule = Annotated[
     | Interpolation
     | Pooled
     | SafeLevel
-    | Reversals,
+    | Reversals
+    | NoneBest
+    | BreaksEarly
+    | LengthTolerance,
     Field(discriminator="kind"),
 ]

@@ -24,12 +24,15 @@ from sparsebench.kernels.selection import select
 def _tile(base, rows, START, BLOCK: tl.constexpr, D: tl.constexpr, LIMIT, BOUNDED: tl.constexpr, TMA: tl.constexpr):
     """Rows `START` to `START + BLOCK` of one head's keys or values; `rows` is where the head begins."""
     if TMA:
-        return base.load([rows + START, 0])
-    at = START + tl.arange(0, BLOCK)
-    where = base + (rows + at).to(tl.int64)[:, None] * D + tl.arange(0, D)[None, :]
-    if BOUNDED:
-        return tl.load(where, mask=(at < LIMIT)[:, None], other=0.0)
-    return tl.load(where)
+        tile = base.load([rows + START, 0])
+    else:
+        at = START + tl.arange(0, BLOCK)
+        where = base + (rows + at).to(tl.int64)[:, None] * D + tl.arange(0, D)[None, :]
+        if BOUNDED:
+            tile = tl.load(where, mask=(at < LIMIT)[:, None], other=0.0)
+        else:
+            tile = tl.load(where)
+    return tile
 
 
 @triton.jit
@@ -39,16 +42,16 @@ def _step(
 ):  # fmt: skip
     """One tile of keys in the online softmax; exponents are of base 2."""
     k = _tile(keys, rows, start, BN, D, tokens, MASKED, TMA)
-    logits = tl.dot(q, tl.trans(k)) * scale
+    logits = tl.dot(q, tl.trans(k))
     if MASKED:
         at = start + tl.arange(0, BN)
         logits = tl.where((at[None, :] <= query_at[:, None]) & (at < tokens)[None, :], logits, float("-inf"))
-    now = tl.maximum(best, tl.max(logits, 1))
+    now = tl.maximum(best, tl.max(logits, 1) * scale)
     if MASKED:  # a query that has met no key yet keeps its maximum of minus infinity
         shift = tl.where(now == float("-inf"), 0.0, now)
     else:
         shift = now
-    p = tl.exp2(logits - shift[:, None])
+    p = tl.exp2(logits * scale - shift[:, None])
     decay = tl.exp2(best - shift)
     total = total * decay + tl.sum(p, 1)
     v = _tile(values, rows, start, BN, D, tokens, MASKED, TMA)
@@ -56,7 +59,7 @@ def _step(
     return now, total, acc
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["width", "query_blocks"])
 def _attend(
     q, keys, values, out, blocks, counts, tokens, width, query_blocks, scale, GROUP: tl.constexpr, D: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, KEY_BLOCK: tl.constexpr, TAIL: tl.constexpr, TMA: tl.constexpr,
@@ -126,7 +129,7 @@ def attend_blocks(
     *,
     query_block: int = 128,
     key_block: int = 128,
-    tiling: Tiling = Tiling(),  # noqa: B008
+    tiling: Tiling = Tiling(),
     out: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Causal attention in which each block of queries sees the key blocks of its list alone.
@@ -166,10 +169,10 @@ def attend_blocks(
         flat = [batch * kv_heads * tokens, dim]
         keys, values = (TensorDescriptor(x, flat, [dim, 1], [tiling.keys, dim]) for x in (k, v))
     _attend[(batch * heads * query_blocks,)](
-        q, keys, values, out, blocks, counts, tokens, blocks.shape[-1], query_blocks, math.log2(math.e) / math.sqrt(dim),
-        GROUP=heads // kv_heads, D=dim, BM=query_block, BN=tiling.keys, KEY_BLOCK=key_block,
-        TAIL=max(1, query_block // key_block), TMA=tiling.tma, STAGES=tiling.stages, SPECIALISED=tiling.specialised,
-        num_warps=tiling.warps,
+        q, keys, values, out, blocks, counts, tokens, blocks.shape[-1], query_blocks,
+        math.log2(math.e) / math.sqrt(dim), GROUP=heads // kv_heads, D=dim, BM=query_block, BN=tiling.keys,
+        KEY_BLOCK=key_block, TAIL=max(1, query_block // key_block), TMA=tiling.tma, STAGES=tiling.stages,
+        SPECIALISED=tiling.specialised, num_warps=tiling.warps,
     )  # fmt: skip
     return out
 
@@ -195,16 +198,16 @@ def pooled_scores(q: torch.Tensor, k: torch.Tensor, query_block: int, key_block:
 
     float32; a last block that is not full is averaged over the tokens that it has.
     """
-    batch, kv_heads, tokens, dim = k.shape
+    batch, kv_heads, _, dim = k.shape
     pooled_q, pooled_k = _block_means(q, query_block), _block_means(k, key_block)
     grouped = pooled_q.view(batch, kv_heads, -1, dim)  # heads of a group lie side by side
     return torch.matmul(grouped, pooled_k.transpose(-1, -2)).view(batch, q.shape[1], -1, pooled_k.shape[2])
 
 
 def _block_means(x: torch.Tensor, block: int) -> torch.Tensor:
-    batch, heads, tokens, dim = x.shape
+    tokens = x.shape[2]
     full = tokens // block
-    whole = x[:, :, : full * block].unflatten(2, (full, block)).mean(3, dtype=torch.float32)
+    whole = x[:, :, : full * block].reshape(*x.shape[:2], full, block, x.shape[3]).mean(3, dtype=torch.float32)
     if full * block == tokens:
         return whole
     rest = x[:, :, full * block :].mean(2, keepdim=True, dtype=torch.float32)
@@ -223,7 +226,7 @@ def select_blocks(
     sink: int = 1,
     warps: int = 4,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Lists of the best blocks by pooled scores, with the first and the diagonal ones; see `select` and `block_budget`."""
+    """Lists of the best blocks by pooled scores, with sink and diagonal; see `select` and `block_budget`."""
     scores = pooled_scores(q, k, query_block, key_block)
     diagonal = max(1, query_block // key_block)
     return select(scores, valid, keep, width, sink=sink, local=diagonal, warps=warps)

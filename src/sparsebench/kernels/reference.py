@@ -8,10 +8,16 @@ import torch
 
 
 def select(
-    scores: torch.Tensor, valid: torch.Tensor, keep: torch.Tensor, *, repeat: bool = False, sink: int = 0, local: int = 0
+    scores: torch.Tensor,
+    valid: torch.Tensor,
+    keep: torch.Tensor,
+    *,
+    repeat: bool = False,
+    sink: int = 0,
+    local: int = 0,
 ) -> list[list[int]]:
-    """The `keep` best of the first `valid` positions of each row, ascending; of equal scores the first positions win."""
-    rows = scores.reshape(-1, scores.shape[-1])
+    """The `keep` best of the first `valid` positions of each row, ascending; of equal scores the first win."""
+    rows = scores.reshape(-1, scores.shape[-1]).cpu()
     groups = valid.numel()
     lists = []
     for number, row in enumerate(rows):
@@ -32,8 +38,9 @@ def block_mask(
     keys = -(-tokens // key_block)
     place = torch.arange(blocks.shape[-1], device=blocks.device)
     listed = place < counts[..., None]
+    some = listed.any(-1, keepdim=True).expand_as(listed)
     chosen = torch.zeros(*counts.shape, keys, dtype=torch.bool, device=blocks.device)
-    chosen.scatter_(-1, torch.where(listed, blocks, blocks[..., :1]).long(), listed.any(-1, keepdim=True).expand_as(listed))
+    chosen.scatter_(-1, torch.where(listed, blocks, blocks[..., :1]).long(), some)
     mask = chosen.repeat_interleave(query_block, 2)[:, :, :tokens].repeat_interleave(key_block, 3)[..., :tokens]
     return mask.tril()
 
@@ -72,7 +79,7 @@ def page_scores(q: torch.Tensor, low: torch.Tensor, high: torch.Tensor) -> torch
     Returns:
         `[batch, kv_heads, pages]`, float64.
     """
-    batch, heads, dim = q.shape
+    batch, _, dim = q.shape
     grouped = q.double().view(batch, low.shape[1], -1, 1, dim)
     return torch.maximum(grouped * low.double()[:, :, None], grouped * high.double()[:, :, None]).sum(-1).sum(2)
 

@@ -1,8 +1,8 @@
 """Exact top-k of a row of scores as an ascending list of positions, in one program a row.
 
-Used by both kinds of sparse attention: blocks of keys in prefill, pages of keys in decode. The k-th largest score is found
-by bisection on the integers that order as the floats do, which needs no sort and no scratch memory; of equal scores the
-first positions win, so a selection is a function of its scores alone.
+Used by both kinds of sparse attention: blocks of keys in prefill, pages of keys in decode. The k-th largest score is
+found by bisection on the integers that order as the floats do, which needs no sort and no scratch memory; of equal
+scores the first positions win, so a selection is a function of its scores alone.
 """
 
 from __future__ import annotations
@@ -11,8 +11,10 @@ import torch
 import triton
 import triton.language as tl
 
+from sparsebench.errors import InputError
 
-@triton.jit
+
+@triton.jit(do_not_specialize=["KEEP", "PERIOD", "SINK", "LOCAL"])
 def _select(
     scores, rows_valid, rows_keep, table, chosen, counts, WIDTH, KEEP, PERIOD, SINK, LOCAL, BLOCK: tl.constexpr,
     TABLE: tl.constexpr,
@@ -20,7 +22,7 @@ def _select(
     """One row: `rows_*` are read at `row % PERIOD` (rows of heads) or `row // -PERIOD` (rows of a batch)."""
     row = tl.program_id(0)
     group = row % PERIOD if PERIOD > 0 else row // (-PERIOD)
-    valid = tl.load(rows_valid + group)
+    valid = tl.minimum(tl.load(rows_valid + group), WIDTH)
     keep = tl.minimum(tl.minimum(tl.load(rows_keep + group), valid), KEEP)
     at = tl.arange(0, BLOCK)
     score = tl.load(scores + row.to(tl.int64) * WIDTH + at, mask=at < valid, other=float("-inf"))
@@ -64,7 +66,7 @@ def select(
     """The `keep` best of the first `valid` positions of each row, ascending.
 
     Args:
-        scores: `[..., n]`, float32, contiguous.
+        scores: `[..., n]`, float32, contiguous, as are all tensors here.
         valid: Positions that a row may choose from, int32, `[groups]`.
         keep: How many each row keeps, int32, `[groups]`; at most `valid` and `width` are kept.
         width: Places in the lists that come out.
@@ -78,7 +80,13 @@ def select(
 
     Returns:
         Lists `[..., width]` and counts `[...]`, int32; places beyond a count are not written.
+
+    Raises:
+        InputError: A tensor that is not contiguous: the kernel addresses by shape alone.
     """
+    for tensor in (scores, valid, keep, *(() if table is None else (table,)), *(out or ())):
+        if not tensor.is_contiguous():
+            raise InputError(f"a tensor {tuple(tensor.shape)} of a selection is not contiguous")
     rows, n = scores.numel() // scores.shape[-1], scores.shape[-1]
     if out is None:
         out = (

@@ -17,8 +17,8 @@ def largest_of_four(weight: torch.Tensor) -> torch.Tensor:
     """
     if weight.shape[-1] % 4:
         raise InputError(f"rows of {weight.shape[-1]} weights are not whole groups of four")
-    groups = weight.unflatten(-1, (-1, 4))
-    order = groups.abs().float().sort(-1, descending=True, stable=True).indices
+    groups = weight.reshape(*weight.shape[:-1], -1, 4)
+    order = groups.abs().float().sort(dim=-1, descending=True, stable=True).indices
     mask = torch.zeros_like(groups, dtype=torch.bool).scatter_(-1, order[..., :2], True)
     return (groups * mask).flatten(-2)
 

@@ -1,9 +1,9 @@
-"""Activation-sparse matrix-vector products in decode: only the columns of active inputs are read (TEAL, Liu et al. 2024).
+"""Activation-sparse matrix-vector products in decode: only columns of active inputs are read (TEAL, Liu et al. 2024).
 
 The kernel that produces a vector also writes which of its entries are larger than a threshold: `active` lists of
-(position, value), one for each chunk of 1,024 entries, so that the order of the sums, and with it the result, is the same
-every time. The product reads weights stored by columns, `[in, out]`, and writes one partial sum for each share of the
-chunks; whatever reads the product adds them up. So no launch is spent on compaction or on reduction alone.
+(position, value), one for each chunk of 512 entries, so that the order of the sums, and with it the result, is the
+same every time. The product reads weights stored by columns, `[in, out]`, and writes one partial sum for each share of
+the chunks; whatever reads the product adds them up. So no launch is spent on compaction or on reduction alone.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 import triton
 import triton.language as tl
 
-CHUNK = 1024
+CHUNK = 512
 """Entries of one list."""
 
 
@@ -38,7 +38,9 @@ def _summed(parts, at, size, PARTS: tl.constexpr, STRIDE):
 
 
 @triton.jit
-def _plain(parts, threshold, out, index, value, count, size, PARTS: tl.constexpr, CHUNK: tl.constexpr, SPARSE: tl.constexpr):
+def _plain(
+    parts, threshold, out, index, value, count, size, PARTS: tl.constexpr, CHUNK: tl.constexpr, SPARSE: tl.constexpr
+):  # fmt: skip
     chunk = tl.program_id(0)
     at = chunk * CHUNK + tl.arange(0, CHUNK)
     x = _summed(parts, at, size, PARTS, size).to(out.dtype.element_ty)
@@ -55,7 +57,8 @@ def _norm(
     """Residual sum and RMS norm. Each program norms the whole vector and writes one chunk of it."""
     chunk = tl.program_id(0)
     every = tl.arange(0, BLOCK)
-    whole = tl.load(hidden + every, mask=every < size, other=0.0).to(tl.float32) + _summed(parts, every, size, PARTS, size)
+    whole = tl.load(hidden + every, mask=every < size, other=0.0).to(tl.float32)
+    whole += _summed(parts, every, size, PARTS, size)
     whole = whole.to(stream.dtype.element_ty).to(tl.float32)
     scale = tl.rsqrt(tl.sum(whole * whole, 0) / size + eps)
     at = chunk * CHUNK + tl.arange(0, CHUNK)
@@ -143,6 +146,55 @@ class Active:
     def lists(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Positions, values and counts."""
         return self.index, self.value, self.count
+
+
+@triton.jit
+def _heads(
+    parts, cosine, sine, position, q, keys, values, tokens, PARTS: tl.constexpr, HEADS: tl.constexpr, KV: tl.constexpr,
+    D: tl.constexpr,
+):  # fmt: skip
+    head = tl.program_id(0)
+    at = tl.arange(0, D // 2)
+    size = (HEADS + 2 * KV) * D
+    first = _summed(parts, head * D + at, size, PARTS, size)
+    second = _summed(parts, head * D + D // 2 + at, size, PARTS, size)
+    now = tl.load(position)
+    if head < HEADS + KV:
+        c = tl.load(cosine + now * (D // 2) + at)
+        s = tl.load(sine + now * (D // 2) + at)
+        first, second = first * c - second * s, second * c + first * s
+    if head < HEADS:
+        where = q + head * D
+    elif head < HEADS + KV:
+        where = keys + ((head - HEADS) * tokens + now) * D
+    else:
+        where = values + ((head - HEADS - KV) * tokens + now) * D
+    tl.store(where + at, first.to(q.dtype.element_ty))
+    tl.store(where + D // 2 + at, second.to(q.dtype.element_ty))
+
+
+def heads(
+    parts: torch.Tensor,
+    rotary: tuple[torch.Tensor, torch.Tensor],
+    position: torch.Tensor,
+    q: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+) -> None:
+    """Sum `parts`, `[splits, (heads + 2 kv_heads) head_dim]`, rotate, and write the query and the cache at a position.
+
+    Args:
+        parts: Query, key and value side by side.
+        rotary: Cosine and sine, `[tokens, head_dim / 2]`, float32 (RoPE by halves, as Llama has it).
+        position: int32, one element.
+        q: `[heads, head_dim]`, written.
+        keys: `[kv_heads, tokens, head_dim]`, written at the position.
+        values: As `keys`.
+    """
+    (count, dim), (kv, tokens, _) = q.shape, keys.shape
+    _heads[(count + 2 * kv,)](
+        parts, *rotary, position, q, keys, values, tokens, PARTS=parts.shape[0], HEADS=count, KV=kv, D=dim, num_warps=1,
+    )  # fmt: skip
 
 
 def gather(parts: torch.Tensor, into: Active, *, sparse: bool = True) -> None:

@@ -1,28 +1,37 @@
 """BM25 with everything stated that changes its numbers: analyser, k1, b and the variant.
 
-bm25s computes the weight of every term in every document; those weights are a sparse matrix like any other, and one
-inverted index searches both. So BM25 and learned sparse vectors differ in their weights alone, and their postings are
-counted alike.
+bm25s analyses, and its formulas give the weight of every term in every document. Those weights are a sparse matrix like
+any other, and one inverted index searches both. So BM25 and learned sparse vectors differ in their weights alone, and
+their postings are counted alike.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
+from itertools import chain
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy import sparse
 
 from sparsebench.errors import InputError, UnknownNameError
-from sparsebench.retrieval.hits import Hits
+from sparsebench.retrieval.hits import Hits, starts_of
 from sparsebench.retrieval.index import InvertedIndex
-from sparsebench.retrieval.sparse_vectors import CSR, csr
+from sparsebench.retrieval.sparse_vectors import CSR, compact, csr
 
 Method = Literal["lucene", "robertson", "atire"]
 _METHODS = ("lucene", "robertson", "atire")
+_IDF: dict[str, Callable[[int, NDArray[np.int64]], NDArray[np.float64]]] = {
+    "lucene": lambda documents, frequency: np.log1p((documents - frequency + 0.5) / (frequency + 0.5)),
+    "robertson": lambda documents, frequency: np.log(
+        np.maximum((documents - frequency + 0.5) / (frequency + 0.5), 1.0)
+    ),
+    "atire": lambda documents, frequency: np.log(documents / frequency),
+}
 
 
 @dataclass(frozen=True)
@@ -115,6 +124,28 @@ class BM25:
         """
         return BM25Index(self, documents)
 
+    def weights(self, counts: CSR) -> CSR:
+        """The weight of each term in each document: bm25s's formulas, over whole arrays.
+
+        Args:
+            counts: How often each term comes, `float32 [documents, terms]`.
+
+        Returns:
+            `float32 [documents, terms]`, without stored zeros.
+        """
+        documents = int(counts.shape[0])
+        frequency = np.bincount(counts.indices, minlength=counts.shape[1])
+        lengths = np.asarray(counts.sum(axis=1), dtype=np.float64)
+        saturation = self.k1 * (1 - self.b + self.b * lengths / lengths.mean())
+        once = counts.data.astype(np.float64)
+        part = once / (np.repeat(saturation, np.diff(counts.indptr)) + once)
+        if self.method == "atire":
+            part *= self.k1 + 1
+        data = (_IDF[self.method](documents, frequency)[counts.indices] * part).astype(np.float32)
+        weights = sparse.csr_array((data, counts.indices, counts.indptr), shape=counts.shape)
+        weights.eliminate_zeros()
+        return weights
+
     def describe(self) -> dict[str, object]:
         """All that decides the scores, the version of bm25s included."""
         return {**asdict(self), "bm25s": version("bm25s"), "pystemmer": version("pystemmer")}
@@ -135,7 +166,9 @@ class BM25Index:
         self._vocabulary = {term: number for number, term in enumerate(sorted(numbers))}
         if not self._vocabulary:
             raise InputError("BM25: no document has a term", "is the analyser right for this language?")
-        self.weights = self._weights(analysed, [numbers[term] for term in self._vocabulary])
+        place = np.empty(len(numbers), dtype=np.int64)
+        place[[numbers[term] for term in self._vocabulary]] = np.arange(len(numbers))
+        self.weights = config.weights(_counted(analysed, place))
         self._inverted = InvertedIndex(self.weights)
 
     @property
@@ -160,19 +193,12 @@ class BM25Index:
         """The k best documents of each query among those that have one of its terms; see `InvertedIndex.search`."""
         return self._inverted.search(self.encode_queries(queries), k)
 
-    def _weights(self, analysed: Sequence[Sequence[int]], order: Sequence[int]) -> CSR:
-        """The weight of each term in each document, `float32 [documents, terms]`, the terms in some order."""
-        import bm25s
 
-        scorer = bm25s.BM25(k1=self.config.k1, b=self.config.b, method=self.config.method)
-        scores = scorer.build_index_from_ids(
-            unique_token_ids=list(range(len(order))),
-            corpus_token_ids=analysed,
-            show_progress=False,
-        )
-        by_term = sparse.csc_array(
-            (scores["data"], scores["indices"], scores["indptr"]), shape=(len(analysed), len(self._vocabulary))
-        )
-        weights = by_term[:, order].tocsr()
-        weights.eliminate_zeros()
-        return weights
+def _counted(analysed: Sequence[Sequence[int]], place: NDArray[np.int64]) -> CSR:
+    """How often each term comes in each document, `float32 [documents, terms]`, numbers of terms put in their place."""
+    lengths = np.fromiter(map(len, analysed), np.int64, len(analysed))
+    terms = place[np.fromiter(chain.from_iterable(analysed), np.int64, int(lengths.sum()))]
+    ones = np.ones(len(terms), dtype=np.float32)
+    counts = sparse.csr_array((ones, terms, starts_of(lengths)), shape=(len(analysed), len(place)))
+    counts.sum_duplicates()
+    return compact(counts)

@@ -95,14 +95,17 @@ class SpladeEncoder:
         import torch
         from transformers import AutoModelForMaskedLM, AutoTokenizer
 
-        _check_model(folder, dtype)
+        from sparsebench.retrieval.vocabulary_head import detached_head
+
+        check_model(folder, dtype)
         self.dtype, self.device, self.token_budget = dtype, device, token_budget
         self.activations = _splade_activations(folder)
-        self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, padding_side="right")
         model = AutoModelForMaskedLM.from_pretrained(
             folder, local_files_only=True, use_safetensors=True, dtype=getattr(torch, dtype)
         )
         self._model = model.to(device).eval()
+        self._head = detached_head(self._model) if device == "cpu" else None
         longest = min(self.tokenizer.model_max_length, model.config.max_position_embeddings)
         self.max_length = min(max_length or longest, longest)
 
@@ -110,6 +113,14 @@ class SpladeEncoder:
     def terms(self) -> int:
         """Size of the vocabulary."""
         return int(self._model.config.vocab_size)
+
+    def encode_documents(self, texts: Sequence[str]) -> Encoded[CSR]:
+        """Document vectors, `float32 [texts, terms]`: SPLADE encodes both sides alike."""
+        return self.encode(texts)
+
+    def encode_queries(self, texts: Sequence[str]) -> Encoded[CSR]:
+        """Query vectors, `float32 [texts, terms]`."""
+        return self.encode(texts)
 
     def encode(self, texts: Sequence[str], budget: int | None = None) -> Encoded[CSR]:
         """Sparse vectors of some texts.
@@ -122,7 +133,7 @@ class SpladeEncoder:
             `float32 [texts, terms]`.
         """
         start = time.perf_counter()
-        ids, truncated = _tokenise(self.tokenizer, texts, self.max_length)
+        ids, truncated = tokenise(self.tokenizer, texts, self.max_length)
         batches = token_batches([len(row) for row in ids], self.token_budget)
         parts = [_pruned(self._weights([ids[text] for text in batch]), budget) for batch in batches]
         stacked = sparse.vstack(parts, format="csr") if parts else sparse.csr_array((0, self.terms), dtype=np.float32)
@@ -134,12 +145,17 @@ class SpladeEncoder:
         """Vectors of one batch of token ids."""
         import torch
 
+        from sparsebench.retrieval.vocabulary_head import largest_logits
+
         padded = self.tokenizer.pad({"input_ids": batch}, return_tensors="pt").to(self.device)
         with torch.inference_mode():
             logits = self._model(**padded).logits
-            if not padded["attention_mask"].all():
-                logits.masked_fill_(padded["attention_mask"][:, :, None] == 0, float("-inf"))
-            weights = logits.amax(dim=1).float().relu_()
+            if self._head is not None:
+                weights = largest_logits(logits, padded["attention_mask"].sum(1).tolist(), self._head).float().relu_()
+            else:
+                if not padded["attention_mask"].all():
+                    logits.masked_fill_(padded["attention_mask"][:, :, None] == 0, float("-inf"))
+                weights = logits.amax(dim=1).float().relu_()
             for _ in range(self.activations):
                 weights.log1p_()
         return sparse.csr_array(weights.cpu().numpy())
@@ -203,7 +219,7 @@ def wordpieces(tokenizer: Any, texts: Sequence[str], terms: int, max_length: int
     """
     special = set(tokenizer.all_special_ids)
     rows = []
-    for ids in _tokenise(tokenizer, texts, max_length)[0]:
+    for ids in tokenise(tokenizer, texts, max_length)[0]:
         present = np.array(sorted(set(ids) - special), dtype=np.int64)
         rows.append((present, np.ones(len(present), dtype=np.float32)))
     return csr(rows, terms)
@@ -226,7 +242,7 @@ class DenseEncoder:
         import torch
         from sentence_transformers import SentenceTransformer
 
-        _check_model(folder, dtype)
+        check_model(folder, dtype)
         if not (folder / "modules.json").is_file():
             raise MissingError(f"no such file: {folder / 'modules.json'}", "a sentence-transformers folder has one")
         self.dtype, self.device, self.batch_size = dtype, device, batch_size
@@ -275,12 +291,12 @@ class DenseEncoder:
 
     def _lengths(self, texts: Sequence[str]) -> tuple[int, int]:
         """Tokens that are read of all texts together, and how many texts are cut."""
-        lengths = [len(ids) for ids in _tokenise(self._model.tokenizer, texts, None)[0]]
+        lengths = [len(ids) for ids in tokenise(self._model.tokenizer, texts, None)[0]]
         read = [min(length, self.max_length) for length in lengths]
         return sum(read), sum(map(int.__gt__, lengths, read))
 
 
-def _tokenise(tokenizer: Any, texts: Iterable[str], max_length: int | None) -> tuple[list[list[int]], int]:
+def tokenise(tokenizer: Any, texts: Iterable[str], max_length: int | None) -> tuple[list[list[int]], int]:
     """Token ids of each text, and how many texts were cut to `max_length`."""
     texts = list(texts)
     if not texts:
@@ -301,7 +317,13 @@ def _pruned(vectors: CSR, budget: int | None) -> CSR:
     return vectors if budget is None else keep_largest(vectors, budget)
 
 
-def _check_model(folder: Path, dtype: str) -> None:
+def check_model(folder: Path, dtype: str) -> None:
+    """Whether a folder holds a model that can be loaded.
+
+    Raises:
+        MissingError: It has no configuration, or no weights in safetensors.
+        UnknownNameError: There is no such dtype.
+    """
     if dtype not in _DTYPES:
         raise UnknownNameError("dtype", dtype, _DTYPES)
     if not (folder / "config.json").is_file():

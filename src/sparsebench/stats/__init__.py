@@ -11,6 +11,7 @@ answered:
 - `limits`: a loss against a limit that is claimed: below it, above it, or neither
 - `power`, `design`: minimum detectable effects, required samples, and what clustering costs
 - `breakpoint`, `curves`: whether and where a curve has a knee
+- `calibration`: whether a model's confidence is its accuracy
 - `trend`: scaling trends with a hold-out
 - `inference`: which method is used when, and why
 - `bounds`: the methods: t, bootstrap-t, score, exact proportions, and equivalence (`tost`)
@@ -20,6 +21,7 @@ answered:
 
 from sparsebench.stats.bounds import tost
 from sparsebench.stats.breakpoint import Breakpoint, find_breakpoint
+from sparsebench.stats.calibration import CalibrationError, calibration_error
 from sparsebench.stats.compare import compare, compare_many
 from sparsebench.stats.comparison import Comparison, Margin
 from sparsebench.stats.design import design_effect
@@ -40,6 +42,7 @@ from sparsebench.stats.verdict import Verdict
 
 __all__ = [
     "Breakpoint",
+    "CalibrationError",
     "Comparison",
     "LargestSafe",
     "Limit",
@@ -50,6 +53,7 @@ __all__ = [
     "Trend",
     "Verdict",
     "benjamini_hochberg",
+    "calibration_error",
     "compare",
     "compare_many",
     "design_effect",

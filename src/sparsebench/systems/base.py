@@ -27,6 +27,7 @@ class System(ABC):
 
     def see_dense(self) -> None:
         """Find out what has to be found out before a method is attached."""
+        return
 
     def describe(self) -> dict[str, Any]:
         """Facts for the record, as plain data."""

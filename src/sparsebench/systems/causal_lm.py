@@ -163,7 +163,7 @@ class CausalLM(System):
         return not self.obstacle
 
     def see_dense(self) -> None:
-        """See `System.see_dense`: a model that a method has broken rounds too badly to show whether it can be packed."""
+        """See `System.see_dense`: a model that a method has broken rounds too badly to try rows of it."""
         _ = self.obstacle
 
     def refuse_attention(self) -> None:
@@ -214,9 +214,9 @@ class CausalLM(System):
             pairs = sum_of_pairs(node.start, len(node.tokens))
             self.counters.tokens("decode" if node.decode else "prefill", len(node.tokens), pairs)
 
-    def count_decode(self, lengths: torch.Tensor) -> None:
-        """Count one decode step over sequences of these lengths, [lanes]."""
-        self.counters.tokens("decode", len(lengths), int(lengths.sum()))
+    def count_decode(self, lengths: Sequence[int]) -> None:
+        """Count one decode step over sequences of these lengths."""
+        self.counters.tokens("decode", len(lengths), sum(lengths))
         self.counters.add("decode.scored", len(lengths))
 
     @contextmanager

@@ -19,7 +19,7 @@ class Counters:
     Attention pairs are summed over query heads and layers, activation counts are weighted by the parameters that an
     input channel would have multiplied. Ratios are ratios of sums.
 
-    What was counted on a device stays there until a sum is asked for: each number that is fetched makes the device wait.
+    What was counted on a device stays there until a sum is asked for: fetching a number makes the device wait.
     """
 
     def __init__(self) -> None:

@@ -9,7 +9,12 @@ from __future__ import annotations
 import ctypes
 import gc
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
@@ -49,6 +54,65 @@ def free() -> None:
     give_back()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+
+
+@dataclass
+class AddedMemory:
+    """Memory that a piece of work took above what there was before it.
+
+    Attributes:
+        bytes: Its peak: resident memory, or the GPU's where one is in use; None where neither can be read.
+    """
+
+    bytes: int | None = None
+
+
+@contextmanager
+def added_memory(interval: float = 0.02) -> Iterator[AddedMemory]:
+    """Within the context, memory is watched; what was added is known after it.
+
+    Resident memory is read from time to time, since the system's own peak cannot be begun anew without losing the
+    process's. A peak shorter than the interval may be missed.
+
+    Args:
+        interval: Seconds between two readings.
+    """
+    found = AddedMemory()
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized():
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        yield found
+        found.bytes = torch.cuda.max_memory_allocated() - before
+        return
+    first = resident()
+    if first is None:
+        yield found
+        return
+    most, done = [first], threading.Event()
+
+    def watch() -> None:
+        while not done.wait(interval):
+            most[0] = max(most[0], resident() or 0)
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield found
+    finally:
+        done.set()
+        thread.join()
+        found.bytes = max(most[0], resident() or 0) - first
+
+
+def resident() -> int | None:
+    """Resident memory of this process, bytes; None where the system has no /proc."""
+    try:
+        import resource
+
+        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+    except (ImportError, OSError, IndexError, ValueError):
+        return None
 
 
 def ran_out(error: BaseException) -> bool:

@@ -102,6 +102,19 @@ def whole_text(resolved: Resolved | None, tokenizer: Any) -> list[Row]:
     return [{"text": "".join(texts or [str(row["text"]) for row in found.rows()])}]
 
 
+def wanda_text(resolved: Resolved | None, tokenizer: Any) -> list[Row]:
+    """A text as the released code of Wanda joins WikiText's rows: its lines, with two line feeds between them.
+
+    Each line keeps its own end, so that there are three; of a blank line nothing is left.
+    """
+    from sparsebench.data.reading import read_text
+
+    found = _needed(resolved)
+    texts = [read_text(p) for p in found.paths if p.name.partition(".")[2].startswith("txt")]
+    rows = re.findall(r"[^\n]*\n|[^\n]+$", "".join(texts)) if texts else [str(row["text"]) for row in found.rows()]
+    return [{"text": "\n\n".join(row if row.strip() else "" for row in rows)}]
+
+
 def held_out(name: str) -> bool:
     """Half of all names, by hash: what is learnt on one half is used on the other."""
     return hashlib.sha256(name.encode()).digest()[0] % 2 == 1
@@ -252,6 +265,7 @@ BUILDERS: dict[str, Callable[..., list[Row]]] = {
     "real-passages": real_passages,
     "prose": prose,
     "whole-text": whole_text,
+    "wanda-text": wanda_text,
     "half": texts.half,
     "openings": texts.openings,
 }

@@ -43,7 +43,7 @@ class BoundRetrievalTask(BoundTask):
 
     def __init__(self, definition: TaskDefinition, limit: int | None) -> None:
         resolved = resolve(definition.data)
-        collection = _collection(definition, resolved)
+        collection = _asked(definition, resolved)
         if limit is not None and limit < len(collection.query_ids):
             collection = _fewer_queries(collection, limit)
         self.collection = collection
@@ -95,8 +95,20 @@ class BoundRetrievalTask(BoundTask):
         return TaskResult(frame, facts)
 
 
-def _collection(definition: TaskDefinition, resolved: Resolved) -> Collection:
-    options = dict(definition.options)
+def _asked(definition: TaskDefinition, resolved: Resolved) -> Collection:
+    """The collection, with its own queries or, where the definition says so, with some that exact words answer."""
+    if not definition.build:
+        return _collection(definition, resolved, dict(definition.options))
+    from sparsebench.retrieval.precision import precision_collection
+
+    own = {k: v for k, v in definition.options.items() if k in ("queries", "words", "seed")}
+    others = {k: v for k, v in definition.options.items() if k not in own}
+    if wrong := [k for k, v in own.items() if not isinstance(v, int) or v < (k != "seed")]:
+        raise InputError(f"task {definition.task}: {', '.join(wrong)} must be a whole number, 1 or more")
+    return precision_collection(_collection(definition, resolved, others), definition.build, **own)
+
+
+def _collection(definition: TaskDefinition, resolved: Resolved, options: dict[str, Any]) -> Collection:
     policies: dict[str, Any] = {
         k: options.pop(k) for k in ("field_policy", "grade_policy", "drop_identical_ids") if k in options
     }

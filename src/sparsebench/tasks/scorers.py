@@ -67,7 +67,8 @@ def choice(row: Row, logprobs: list[float]) -> dict[str, float]:
     """Multiple choice from the choices' log-probabilities.
 
     `correct`: the gold choice has the highest; `correct_norm`: per character, as lm-eval's acc_norm;
-    `gold_logprob`: its log-probability among the choices, a continuous measure with more power.
+    `gold_logprob`: its log-probability among the choices, a continuous measure with more power. `confidence`: the
+    probability of the highest among the choices, for calibration errors (`stats.calibration_error`).
     """
     gold = int(row["gold"])
     choices = [str(c) for c in row["choices"]]
@@ -81,6 +82,7 @@ def choice(row: Row, logprobs: list[float]) -> dict[str, float]:
         "correct_norm": float(per_character.index(max(per_character)) == gold),
         "correct_non_prior": correct if prior is False else NAN,
         "gold_logprob": logprobs[gold] - total,
+        "confidence": min(1.0, math.exp(top - total)),
     }
 
 

@@ -1,0 +1,36 @@
+"""How the site's templates are rendered."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import jinja2
+
+from sparsebench.reports import notation
+from sparsebench.reports.views import math_safe
+
+
+def template_environment(folder: Path) -> jinja2.Environment:
+    """Templates of a folder: escaped by themselves, and with how numbers are written as filters."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(folder),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "bytes_size": notation.bytes_size,
+        "count": notation.count,
+        "model": notation.model_name,
+        "number": notation.number,
+        "p_value": notation.p_value,
+        "percent": notation.percent,
+        "ratio": notation.ratio,
+        "raw": math_safe,
+        "short": notation.printable,
+        "signed": notation.signed,
+        "known": notation.known,
+        "web": lambda url: str(url).startswith(("https://", "http://")),
+    }
+    return environment

@@ -1,0 +1,140 @@
+"""Executors: the same cells and bytes under each, what is handed to workers, and how processor and GPUs are shared out."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from pathlib import Path
+
+import faults
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sparsebench import journal
+from sparsebench.errors import InputError
+from sparsebench.executors import SHARE, Group, groups
+from sparsebench.plan import plan
+from sparsebench.planned_cell import PlannedCell
+from sparsebench.process_workers import gpu_of, thread_limits
+from sparsebench.records import CellSpec, MemberSpec, Placement, SystemSpec, TaskSpec
+from sparsebench.schedule import Schedule
+from sparsebench.store import Store
+from sparsebench.suite_run import run_suite
+from sparsebench.suite_source import load_suite
+
+
+@pytest.fixture(scope="module")
+def suite(tmp_path_factory: pytest.TempPathFactory, reference: str) -> Path:
+    return faults.write_suite(tmp_path_factory.mktemp("suite"), reference)
+
+
+@pytest.fixture(scope="module")
+def inline(suite: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("inline")
+    run_suite(str(suite), out)
+    return out
+
+
+def test_processes_and_shards_store_what_one_process_stores(suite, inline, tmp_path, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # sums of floats depend on it; Ray's actors are in test_ray
+    expected = faults.essence(inline)
+    run_suite(str(suite), tmp_path / "process", executor="process", workers=2)
+    assert faults.essence(tmp_path / "process") == expected
+    for index in (1, 2, 3):
+        run_suite(str(suite), tmp_path / "shards", shard=f"{index}/3")
+    assert faults.essence(tmp_path / "shards") == expected
+
+
+def test_a_chosen_cell_is_computed_again_with_its_baseline_and_nothing_else(suite, inline, tmp_path):
+    expected = faults.essence(inline)
+    cell = next(c for c in Store.open(inline) if c.record.placement.label == "magnitude 20%")
+    baseline = cell.record.placement.baseline
+    outcome = run_suite(str(suite), tmp_path / "again", only=[cell.id])
+    assert outcome.done == 2
+    assert faults.essence(tmp_path / "again") == {i: expected[i] for i in (cell.id, baseline)}
+    with pytest.raises(InputError, match="has no cell 0123456789abcdef here"):
+        run_suite(str(suite), tmp_path / "none", only=["0123456789abcdef"])
+    with pytest.raises(InputError, match="one of the two"):
+        run_suite(str(suite), tmp_path / "none", only=[cell.id], shard="1/2")
+    assert not (tmp_path / "none").exists()
+
+
+def test_what_was_found_whole_is_read_again_only_when_it_changed(suite, inline, monkeypatch):
+    store = Store(inline)
+    cells = [cell.id for cell in plan(load_suite(str(suite))).cells]
+    read = Counter()
+    real = Store.finished
+
+    def finished(self, identity):
+        read[identity] += 1
+        return real(self, identity)
+
+    monkeypatch.setattr(Store, "finished", finished)
+    assert store.finished_among(cells) == set(cells)
+    assert not read
+    path = inline / "cells" / cells[3] / "samples.parquet"
+    content = path.read_bytes()
+    path.write_bytes(content[:-1] + b"\0")  # as long as before
+    assert store.finished_among(cells) == set(cells) - {cells[3]}
+    path.write_bytes(content)
+    assert store.finished_among(cells) == set(cells)
+    assert read == {cells[3]: 2}
+    notes = inline / "cells" / journal.FILE
+    notes.write_bytes(notes.read_bytes()[:-20] + b"\xff\n\n x")
+    assert store.finished_among(cells) == set(cells)
+    notes.unlink()
+    assert store.finished_among([*cells, "0" * 16]) == set(cells)
+
+
+def cell(number: int, stack: int, system: int, flops: float) -> PlannedCell:
+    spec = CellSpec(
+        system=SystemSpec(kind="causal-lm", ref=f"path:{system}", fingerprint="f", dtype="float32"),
+        stack=[MemberSpec(method="random-weights", version=1, knobs={}, budget={"sparsity": stack / 10})],
+        task=TaskSpec(id=f"task-{number}", version=1, definition="d", data="d"),
+    )
+    place = Placement(suite="s", suite_version=1, grid="g", family="pruning", baseline=None, label="l")
+    return PlannedCell(id=f"{number:016x}", spec=spec, placement=place, task="t", flops=flops)
+
+
+works = st.lists(
+    st.tuples(st.integers(0, 4), st.integers(0, 2), st.floats(0, 1e18, allow_subnormal=False)), min_size=1, max_size=40
+)
+
+
+@settings(deadline=None, max_examples=60)
+@given(works, st.integers(1, 50))
+def test_groups_hold_every_cell_once_and_none_is_larger_than_it_must_be(work, workers):
+    cells = [cell(i, *each) for i, each in enumerate(work)]
+    made = groups(cells, workers)
+    assert Counter(c.id for group in made for c in group.cells) == Counter(c.id for c in cells)
+    limit = SHARE * sum(c.flops for c in cells) / workers
+    for group in made:
+        assert len({(c.spec.system.ref, str(c.spec.stack)) for c in group.cells}) == 1
+        assert workers == 1 or len(group.cells) == 1 or group.cost <= limit * (1 + 1e-9)
+        assert group.cost == pytest.approx(sum(c.flops for c in group.cells))
+    schedule: Schedule[Group] = Schedule(made)
+    taken = []
+    while (group := schedule.take(taken[-1] if taken else None)) is not None:
+        taken.append(group)
+    assert len(taken) == len(made)
+
+
+def test_a_stack_on_many_tasks_is_divided_between_workers():
+    cells = [cell(i, 5, 0, 1.0) for i in range(24)]
+    assert [len(group.cells) for group in groups(cells, 1)] == [24]
+    assert [len(group.cells) for group in groups(cells, 4)] == [3] * 8
+
+
+@pytest.mark.parametrize("workers", [1, 2, 7, 1000])
+def test_workers_together_use_no_more_threads_than_there_are_cores(workers, monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setenv("RAYON_NUM_THREADS", "1")
+    cores = len(os.sched_getaffinity(0))
+    assert thread_limits(workers) == {"OMP_NUM_THREADS": str(max(1, cores // workers)), "RAYON_NUM_THREADS": "1"}
+
+
+def test_workers_take_turns_over_the_gpus_that_are_visible(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,5,7")
+    assert [gpu_of("cuda", i) for i in range(7)] == ["2", "5", "7", "2", "5", "7", "2"]
+    assert {gpu_of("cuda:1", i) for i in range(4)} == {"5"}

@@ -82,7 +82,7 @@ def speed_bounds(folders: Iterable[str | os.PathLike[str]], times: TimeShares) -
         for cell in source.cells.values():
             if cell.record.outcome.status != "ok" or not cell.spec.stack:
                 continue
-            made = explain(cell).account
+            made = explain(cell, look_up=False).account
             left = left_of(made, times.phase) if made is not None else {}
             if not left:
                 continue

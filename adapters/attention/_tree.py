@@ -8,7 +8,7 @@ import torch
 
 from sparsebench.adapters.attention._selection import top_mask
 from sparsebench.adapters.attention._tiles import Tile
-from sparsebench.engine.attention import AttentionView
+from sparsebench.engine.attention import AttentionView, Geometry
 
 ELEMENTS = 2**24
 """Entries of gathered keys that are held at a time."""
@@ -21,6 +21,12 @@ class Places:
     positions: torch.Tensor
     window: int | None
     decode: bool
+
+    @property
+    def geometry(self) -> Geometry:
+        """As of an `AttentionView`."""
+        lengths = self.positions.amax(dim=1) + 1
+        return Geometry(self.positions.numpy(), lengths.numpy(), (self.positions, lengths))
 
 
 @dataclass(frozen=True)

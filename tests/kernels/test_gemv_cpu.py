@@ -27,7 +27,7 @@ def test_the_product_is_that_of_the_active_columns(
 ) -> None:
     weight, x = case(outputs, inputs, dtype)
     read = weight.clone()
-    read[:, x.abs() <= threshold] = float("nan")  # to be noticed if it is read
+    read[:, x.float().abs() <= threshold] = float("nan")  # to be noticed if it is read
     got = ColumnWeight(read)(x, threshold)
     expected = reference.active_product(weight, x, threshold)
     assert got.dtype == dtype and got.shape == (outputs,)

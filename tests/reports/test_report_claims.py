@@ -257,7 +257,7 @@ def test_a_rule_that_is_no_sentence_does_not_load(tmp_path: Path) -> None:
 @pytest.mark.skipif(not (PUBLISHED / "claims").is_dir(), reason="the published claims are not here")
 def test_the_published_claims_load_and_are_answered() -> None:
     claims = ledger.read_claims(PUBLISHED / "claims")
-    rows = ledger.evaluate(claims, [PUBLISHED / "results" / "knowledge"])
+    rows = ledger.evaluate(claims, [PUBLISHED / "results" / "knowledge.tar.xz"])
     assert len(rows) >= 5 and all(row.found is not None for row in rows)
     assert {row.status for row in rows} == {"HOLDS", "REFUTED"}
     assert all(row.found is not None and row.found.tier == "S" for row in rows)

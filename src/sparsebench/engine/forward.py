@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 PADDING = 1.3
 """Rows share a batch as long as padding them adds no more than this factor of queries x keys."""
+SMALL = {"cpu": 2**12, "cuda": 2**22}
+"""Rows x queries x keys up to which padding is cheaper than one more call, by device."""
 
 
 @dataclass
@@ -185,17 +187,16 @@ class TreeRun:
         rows.sort(key=lambda row: row[:5])
         batches: list[RowBatch] = []
         group: list[tuple[int, bool, int, int, int, Node]] = []
-        real = 0
+        small = SMALL.get(self.system.device.type, SMALL["cpu"])
+        real = queries = keys = 0
         for row in rows:
-            queries, keys = max([row[2], *(r[2] for r in group)]), max([row[3], *(r[3] for r in group)])
+            real, queries, keys = real + row[2] * row[3], max(queries, row[2]), max(keys, row[3])
             padded = (len(group) + 1) * queries * keys
-            fits = padded <= PADDING * (real + row[2] * row[3]) or padded <= 4096
-            same = not group or group[0][:2] == row[:2]
-            if group and not (same and fits and padded <= MASK_ELEMENTS):
+            fits = padded <= max(PADDING * real, small)
+            if group and not (group[0][:2] == row[:2] and fits and padded <= MASK_ELEMENTS):
                 batches.append(self._batch(group))
-                group, real = [], 0
+                group, real, queries, keys = [], row[2] * row[3], row[2], row[3]
             group.append(row)
-            real += row[2] * row[3]
         if group:
             batches.append(self._batch(group))
         return batches

@@ -8,6 +8,7 @@ import pytest
 from sparsebench import cli
 from sparsebench.cli_gates import share
 from sparsebench.errors import InputError
+from sparsebench.store import Store
 
 PUBLISHED = Path(__file__).parents[2] / "leaderboard"
 RESULTS = PUBLISHED / "results" / "knowledge.tar.xz"
@@ -73,7 +74,7 @@ def test_comparisons_have_a_margin(sparsebench) -> None:
 def test_histories_come_in_three_forms(sparsebench, tmp_path) -> None:
     import shutil
 
-    later = shutil.copytree(RESULTS, tmp_path / "later")
+    later = shutil.copytree(Store.open(RESULTS).root, tmp_path / "later")
     code, said, _ = sparsebench("history", RESULTS, later)
     assert code == 0 and "no steps" in said
     assert ElementTree.fromstring(sparsebench("history", RESULTS, later, "--format", "atom")[1]).tag.endswith("feed")

@@ -154,7 +154,7 @@ def served(folder: Path) -> Iterator[str]:
         thread.join()
 
 
-LOADED = "!('loading' in document.documentElement.dataset)"
+LOADED = "html:not([data-loading])"
 SORT = """async (column) => {
     const button = document.querySelector("table.leaderboard").tHead.rows[0].cells[column].querySelector("button");
     const start = performance.now();
@@ -180,10 +180,10 @@ def sorting(address: str) -> dict[str, Any] | str:
         start = time.perf_counter()
         page.goto(address, wait_until="load")
         opened = time.perf_counter() - start
-        page.wait_for_function(LOADED)
+        page.locator(LOADED).wait_for(state="attached")
         columns = page.evaluate("document.querySelector('table.leaderboard').tHead.rows[0].cells.length")
         page.evaluate(SORT, 0)
-        page.wait_for_function(LOADED)
+        page.locator(LOADED).wait_for(state="attached")
         times = [page.evaluate(SORT, column) for _ in range(3) for column in range(columns)]
         found = {
             "version": chromium.version,

@@ -210,7 +210,7 @@ def _log_scale(axes: Axes, decades: float) -> None:
 
     axes.set_yscale("log")
     axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if decades < 2.5 else (1.0,), numticks=8))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}" if x < 1e4 else f"{x:.0e}".replace("e+0", "e").replace("e+", "e")))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}" if x < 1e5 else f"{x:.0e}".replace("e+0", "e")))
     axes.yaxis.set_minor_formatter(NullFormatter())
 
 

@@ -65,7 +65,7 @@ def escaped(text: str) -> str:
 
 
 def model_name(reference: str) -> str:
-    """A model's reference in brief: `SmolLM2-135M-Instruct.Q4_1.gguf`, `org/name@revision`, the last part of a path."""
+    """A model's reference in brief: `model.Q4_1.gguf`, `org/name@revision`, `package/folder`, the end of a path."""
     kind, colon, rest = reference.partition(":")
     rest = rest.split("&sha256=")[0]
     if not colon:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import sys
@@ -28,11 +29,13 @@ def each(work: Callable[[Item], Result], items: Sequence[Item], *, worth: bool) 
     if not worth or processors < 2 or len(items) < 2 or not _may_fork():
         return [work(item) for item in items]
     _inherited[:] = [work, items]
+    gc.freeze()  # or each process would copy what it inherits, by looking for garbage in it
     try:
         with multiprocessing.get_context("fork").Pool(processors, _alone) as pool:
             found: list[Result] = pool.map(_one, range(len(items)), max(1, len(items) // (32 * processors)))
             return found
     finally:
+        gc.unfreeze()
         _inherited.clear()
 
 

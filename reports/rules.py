@@ -65,8 +65,7 @@ def with_largest_loss(sources: Sequence[Source], loss: float, alpha: float | Non
 
 def declares_only(source: Source, loss: float) -> bool:
     """Whether a suite's margin of everything is that relative loss already."""
-    return all(
-        margin.points is None and margin.relative == loss
-        for metrics in conclusions(source).margins.values()
-        for margin in metrics.values()
+    margins = conclusions(source).margins
+    return "*" in margins.get("*", {}) and all(
+        margin.points is None and margin.relative == loss for metrics in margins.values() for margin in metrics.values()
     )

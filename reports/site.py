@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,8 +55,10 @@ if TYPE_CHECKING:
 
 HERE = Path(__file__).parent
 MANIFEST = ".sparsebench-site"
-ROWS_OF_A_PAGE = 600
+ROWS_OF_A_PAGE = 250
 """Rows of one leaderboard page; more are split into parts."""
+ROWS_OF_A_FIGURE = 150
+"""Rows above which a figure is too crowded for the overview."""
 ROWS_OF_A_TABLE = 600
 """Rows of the table on a method's or task's page."""
 LARGEST_LOSS = 0.05
@@ -145,6 +149,16 @@ def _findings() -> list[Finding]:
     return findings()
 
 
+@dataclass(frozen=True)
+class _Page:
+    """A page that waits to be written; what it shows is put together by whoever writes it."""
+
+    path: str
+    template: str
+    section: str
+    context: Callable[[], Mapping[str, Any]]
+
+
 class _Builder:
     """One build: what all pages share, and what has been written."""
 
@@ -171,6 +185,7 @@ class _Builder:
         self.safe = safe_sparsities(table)
         self.costs = costs_of_keeping(table if limited is None else limited)
         self.written: list[str] = []
+        self.waiting: list[_Page] = []
         self.environment = template_environment(HERE / "templates")
         self.facts = facts(self.headline, judged, sources)
 
@@ -179,7 +194,7 @@ class _Builder:
         self.out.mkdir(parents=True, exist_ok=True)
         figures = figure_views(self.table)
         for figure in figures:
-            self._write(figure.file, figure.text.encode())
+            self._file(figure.file, figure.text.encode())
         groups = families_of(self.headline, ROWS_OF_A_PAGE)
         for path, template, context in leaderboard_pages(groups, self.safe, self.pages, ROWS_OF_A_PAGE):
             self._page(path, template, "Leaderboard", **context)
@@ -194,33 +209,40 @@ class _Builder:
             self._claims()
         if self.findings:
             self._page("findings.html", "findings.html", "Findings", rows=self.findings)
-        self._write(
+        self._file(
             "feed.xml",
             feed("SparseBench: results", list(feed_entries(self.sources, self.judged, self.claims))).encode(),
         )
         self._downloads()
         self._page("about.html", "about.html", "About")
+        self.written += each(self._render, self.waiting, worth=len(self.waiting) > MANY)
         for asset in sorted((HERE / "assets").iterdir()):
-            self._write(f"assets/{asset.name}", asset.read_bytes())
+            self._file(f"assets/{asset.name}", asset.read_bytes())
         self._forget_earlier_build()
 
     def _page(self, path: str, template: str, section: str, **context: Any) -> None:
-        root = "../" * path.count("/")
-        text = self.environment.get_template(template).render(
-            root=root,
-            section=section,
+        self.waiting.append(_Page(path, template, section, lambda: context))
+
+    def _render(self, page: _Page) -> str:
+        text = self.environment.get_template(page.template).render(
+            root="../" * page.path.count("/"),
+            section=page.section,
             nav=self.nav,
             facts=self.facts,
             policy=POLICY,
             marks=notation.VERDICTS,
-            **context,
+            **page.context(),
         )
-        self._write(path, text.encode("utf-8", "replace"))
+        self._write(page.path, text.encode("utf-8", "replace"))
+        return page.path
 
     def _write(self, path: str, content: bytes) -> None:
         place = self.out / path
         place.parent.mkdir(parents=True, exist_ok=True)
         place.write_bytes(content)
+
+    def _file(self, path: str, content: bytes) -> None:
+        self._write(path, content)
         self.written.append(path)
 
     def _forget_earlier_build(self) -> None:
@@ -241,8 +263,8 @@ class _Builder:
 
     def _index(self, figures: Sequence[FigureView], leaderboards: Mapping[str, str]) -> None:
         failed = [row for row in self.headline if row["status"] == "failed"]
-        # One row of panels reads best; of those, the figure that compares most.
-        figure = min(figures, key=lambda f: (f.kinds, -min(f.rows, 400), f.file), default=None)
+        # One row of panels reads best; of those, the figure that compares most without being crowded.
+        figure = min(figures, key=lambda f: (f.kinds, f.rows > ROWS_OF_A_FIGURE, -f.rows, f.file), default=None)
         self._page(
             "index.html",
             "index.html",
@@ -301,13 +323,10 @@ class _Builder:
         for row in self.rows:
             rows.setdefault((row["source"], row["cell"]), []).append(row)
 
-        def write(item: Judged) -> str:
+        for item in self.judged:
             key = item.source.name, item.cell.id
-            path = self.pages.cell(*key)
-            self._page(path, "cell.html", "Leaderboard", **cell_page(item, rows[key], self.pages))
-            return path
-
-        self.written += each(write, self.judged, worth=len(self.judged) > MANY)
+            context = partial(cell_page, item, rows[key], self.pages)
+            self.waiting.append(_Page(self.pages.cell(*key), "cell.html", "Leaderboard", context))
 
     def _claims(self) -> None:
         rows = [claim_view(row, self.pages) for row in self.claims]
@@ -324,7 +343,7 @@ class _Builder:
         }
         files = []
         for name, content in contents.items():
-            self._write(f"data/{name}", content)
+            self._file(f"data/{name}", content)
             digest = hashlib.sha256(content).hexdigest()
             files.append({"name": name, "path": f"data/{name}", "size": len(content), "sha256": digest})
         columns = [(name, kind, meaning) for name, (kind, meaning) in COLUMNS.items()]

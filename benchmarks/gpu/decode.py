@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
-from protocol import Launch, Part, compare, error_of, fastest, graphed, joules
+from protocol import Launch, Part, compare, error_of, fastest, flush, graphed, joules
 from shape import HEAD_DIM, HEADS, KV_HEADS, LABEL, Layer, dense_attention
 from torch.nn import functional as F
 
@@ -24,8 +25,8 @@ from sparsebench.speed.protocol import amdahl
 
 PAGE, BUDGET = 16, 4096
 LAYOUTS = {
-    1: [Layout(*x) for x in ((16, 128, 4, 2), (32, 128, 4, 1), (16, 64, 4, 3), (32, 64, 4, 2))],
-    8: [Layout(*x) for x in ((4, 64, 4, 3), (8, 64, 4, 3), (8, 128, 4, 2))],
+    1: [Layout(*x) for x in ((16, 128, 4, 2), (32, 128, 4, 1), (32, 64, 4, 2), (64, 64, 4, 1))],
+    8: [Layout(*x) for x in ((4, 64, 4, 3), (8, 64, 4, 3), (8, 128, 4, 2), (16, 64, 4, 2))],
 }
 WHOLE = {1: (32, 64), 8: (8, 16)}
 """Shares of the pages when this kernel reads them all."""
@@ -51,7 +52,7 @@ class Copy:
 def step_error(tokens: int, layout: Layout, batch: int = 2) -> float:
     """A step against the reference's attention over the reference's choice of pages."""
     copy = Copy(tokens, batch)
-    step = copy.step(layout, 1024)
+    step = copy.step(layout, BUDGET if tokens > 4 * BUDGET else 1024)
     got = step(copy.q, copy.out)
     lists = reference.select(step.scores, step.valid, step.keep, repeat=True, local=1)
     pages = step.pages
@@ -60,6 +61,18 @@ def step_error(tokens: int, layout: Layout, batch: int = 2) -> float:
         kept[row, chosen] = True
     mask = kept.view(batch, KV_HEADS, pages).repeat_interleave(PAGE, -1)[..., :tokens]
     return error_of(got, reference.attend_tokens(copy.q, copy.k, copy.v, mask))
+
+
+def whole_error(tokens: int, layout: Layout, batch: int) -> float:
+    """A step over every page, replayed from a graph when all else that made it is gone, against dense attention."""
+    copy = Copy(tokens, batch)
+    launch = all_pages([copy], layout)()
+    copy.out.fill_(float("nan"))
+    torch.cuda.empty_cache()
+    flush()
+    launch.run()
+    every = torch.ones(batch, KV_HEADS, tokens, dtype=torch.bool, device="cuda")
+    return error_of(copy.out, reference.attend_tokens(copy.q, copy.k, copy.v, every))
 
 
 def score_error(tokens: int) -> float:
@@ -93,11 +106,11 @@ def dense_candidates(copies: list[Copy]) -> dict[str, Callable[[], Launch]]:
     }
 
 
-def all_pages(copies: list[Copy], splits: int) -> Callable[[], Launch]:
+def all_pages(copies: list[Copy], layout: Layout) -> Callable[[], Launch]:
     """This kernel over every page: dense too, and a baseline if it is the fastest."""
 
     def launch() -> Launch:
-        steps = [(copy, copy.step(Layout(splits, 64, 4, 3), copy.k.shape[2])) for copy in copies]
+        steps = [(copy, copy.step(layout, -(-copy.k.shape[2] // PAGE) * PAGE)) for copy in copies]
         for _, step in steps:
             step.choose_all()
         return graphed([lambda c=copy, s=step: s.attend(c.q, c.out) for copy, step in steps])  # type: ignore[misc]
@@ -127,14 +140,14 @@ def linears_ms() -> float:
     return fastest({"linear": lambda: launch}, 5)[2]["linear"]
 
 
-def row(tokens: int, batch: int, part: Part) -> dict[str, Any]:
+def row(tokens: int, batch: int) -> dict[str, Any]:
     copies = [Copy(tokens, batch) for _ in range(4 if batch == 1 else 2)]
     layouts = {str(layout): layout for layout in LAYOUTS[batch]}
     best, _, tried = fastest({name: (lambda lay=lay: sparse(copies, lay)) for name, lay in layouts.items()}, 5)
     layout = layouts[best]
     candidates = dense_candidates(copies) | {
-        f"this kernel, all pages, {splits} splits": all_pages(copies, splits)
-        for splits in ((32, 64) if batch == 1 else (8, 16))
+        f"this kernel, all pages, {splits} splits": all_pages(copies, Layout(splits, 64, 4, 3))
+        for splits in WHOLE[batch]
     }
     name, dense, dense_tried = fastest(candidates, 3)
     sides = {
@@ -181,16 +194,23 @@ def main() -> None:
     def compile_one(length: int, layout: Layout, batch: int) -> None:
         errors[f"{length} tokens, batch {batch}, {layout}"] = step_error(length, layout, batch)
 
+    def compile_whole(length: int, splits: int, batch: int) -> None:
+        errors[f"{length} tokens, batch {batch}, all pages, {splits} splits"] = whole_error(
+            length, Layout(splits, 64, 4, 3), batch
+        )
+
     for batch, layouts in LAYOUTS.items():
-        for layout in layouts + [Layout(splits, 64, 4, 3) for splits in WHOLE[batch]]:
-            part.attempt(f"compile {layout}", lambda b=batch, x=layout: compile_one(8_185, x, b))  # type: ignore[misc]
-    part.attempt("compile selection", lambda: compile_one(tokens, LAYOUTS[1][0], 1))
+        for layout in layouts:
+            part.attempt(f"compile {layout}, batch {batch}", partial(compile_one, 8_185, layout, batch))
+        for splits in WHOLE[batch]:
+            part.attempt(f"compile all pages, {splits} splits", partial(compile_whole, 8_185, splits, batch))
+    part.attempt("compile selection", partial(compile_one, tokens, LAYOUTS[1][0], 1))
     with part.turn():
         for name, error in errors.items():
             part.check(name, lambda error=error: error, 1e-2)  # type: ignore[misc]
         part.check("page scores", lambda: score_error(4_096), 1e-4)
         for batch in (1, 8):
-            part.row(f"decode {tokens >> 10}k batch {batch}", lambda b=batch: row(tokens, b, part), 12, 5.0)  # type: ignore[misc]
+            part.row(f"decode {tokens >> 10}k batch {batch}", partial(row, tokens, batch), 10, 5.0)
 
 
 if __name__ == "__main__":

@@ -24,23 +24,14 @@ from sparsebench.speed.protocol import amdahl
 
 CONTEXT = 1024
 SPARSITY = 0.5
-COPIES = 4
+COPIES = 8
 LAYOUTS = {
-    "qkv": [Columns(4, 256, 16, 4, 3), Columns(8, 256, 16, 4, 3), Columns(8, 128, 32, 4, 3), Columns(8, 256, 32, 4, 2)],
-    "o": [Columns(8, 128, 16, 4, 3), Columns(8, 128, 32, 4, 3), Columns(8, 64, 32, 4, 3), Columns(8, 256, 16, 4, 3)],
-    "gate_up": [
-        Columns(2, 256, 16, 4, 3),
-        Columns(4, 256, 16, 4, 3),
-        Columns(4, 256, 32, 4, 2),
-        Columns(4, 512, 16, 4, 2),
-    ],
-    "down": [
-        Columns(7, 128, 16, 4, 3),
-        Columns(14, 128, 32, 4, 3),
-        Columns(14, 256, 16, 4, 3),
-        Columns(7, 256, 16, 4, 3),
-    ],
+    "qkv": [Columns(2, 128, 8, 4, 4), Columns(4, 128, 8, 4, 4), Columns(4, 256, 4, 8, 4), Columns(2, 64, 16, 4, 4)],
+    "o": [Columns(4, 128, 8, 4, 4), Columns(2, 64, 16, 4, 4), Columns(4, 64, 16, 4, 4), Columns(2, 128, 16, 2, 8)],
+    "gate_up": [Columns(1, 128, 8, 4, 4), Columns(1, 256, 4, 8, 4), Columns(1, 256, 4, 4, 4), Columns(2, 256, 4, 4, 4)],
+    "down": [Columns(1, 128, 8, 4, 4), Columns(1, 64, 16, 4, 4), Columns(1, 128, 16, 2, 8), Columns(2, 128, 8, 4, 4)],
 }
+"""With these a product has 256 to 1,024 programs: a multiprocessor holds several, and all run at once or nearly."""
 INPUTS = {"qkv": HIDDEN, "o": HEADS * HEAD_DIM, "gate_up": HIDDEN, "down": INNER}
 
 
@@ -56,13 +47,14 @@ def active(size: int, sparsity: float = SPARSITY) -> Active:
 
 def product_error(out: int, inputs: int, layout: Columns) -> float:
     weight, x = random_weight(out, inputs), active(inputs)
-    parts = torch.full((layout.splits, out), float("nan"), device="cuda")
+    parts = torch.full((layout.splits(inputs), out), float("nan"), device="cuda")
     got = active_product(weight.T.contiguous(), x, parts, layout).sum(0)
     return error_of(got, reference.active_product(weight, x.dense, float(x.threshold)))
 
 
 def product(columns: list[torch.Tensor], x: Active, layout: Columns) -> Launch:
-    parts = torch.empty(layout.splits, columns[0].shape[1], device="cuda")
+    inputs, out = columns[0].shape
+    parts = torch.empty(layout.splits(inputs), out, device="cuda")
     return graphed([lambda w=w: active_product(w, x, parts, layout) for w in columns])  # type: ignore[misc]
 
 
@@ -74,7 +66,7 @@ def dense_products(weights: list[torch.Tensor], x: torch.Tensor) -> dict[str, Ca
     }
 
 
-def product_row(name: str, chosen: dict[str, Columns]) -> dict[str, Any]:
+def product_row(name: str) -> dict[str, Any]:
     out, inputs = Layer.SHAPES[name]
     weights = [random_weight(out, inputs) for _ in range(COPIES)]
     columns = [w.T.contiguous() for w in weights]
@@ -83,7 +75,6 @@ def product_row(name: str, chosen: dict[str, Columns]) -> dict[str, Any]:
     gather(every.dense[None].float(), every)
     layouts = {str(layout): layout for layout in LAYOUTS[name]}
     best, sparse, tried = fastest({n: (lambda c=c: product(columns, x, c)) for n, c in layouts.items()}, 5)
-    chosen[name] = layouts[best]
     dense_name, dense, dense_tried = fastest(dense_products(weights, x.dense), 5)
     sides = {
         dense_name: dense,
@@ -96,6 +87,7 @@ def product_row(name: str, chosen: dict[str, Columns]) -> dict[str, Any]:
         row["sides"][side]["terabytes_per_second"] = part * out * inputs * 2 / row["sides"][side]["median_ms"] / 1e9
     return row | {
         "active": share,
+        "layout": best,
         "layouts_ms": tried,
         "candidates_ms": dense_tried,
         "shape": [out, inputs],
@@ -122,13 +114,15 @@ class Stack:
         self.streams = [torch.empty_like(self.start) for _ in range(2)]
         self.nothing = torch.zeros(1, HIDDEN, device="cuda")
         self.q = torch.empty(HEADS, HEAD_DIM, dtype=torch.bfloat16, device="cuda")
-        self.parts = {n: torch.empty(layouts[n].splits, shape[0], device="cuda") for n, shape in Layer.SHAPES.items()}
+        self.parts = {
+            n: torch.empty(layouts[n].splits(inputs), out, device="cuda") for n, (out, inputs) in Layer.SHAPES.items()
+        }
 
-    def multiply(self, layer: int, name: str, x: torch.Tensor | None) -> torch.Tensor:
+    def multiply(self, layer: int, name: str, x: torch.Tensor | None, early: bool = False) -> torch.Tensor:
         """The product with a dense vector, or with the active entries of the site."""
         if x is None:
-            site = self.sites[layer][name]
-            return active_product(self.columns[layer][name], site, self.parts[name], self.layouts[name])
+            site, columns = self.sites[layer][name], self.columns[layer][name]
+            return active_product(columns, site, self.parts[name], self.layouts[name], early=early)
         weight = self.rows[layer][name]
         return torch.mv(weight, x)[None] if self.kinds[name] == "cuBLAS, mv" else F.linear(x[None], weight)
 
@@ -140,32 +134,34 @@ class Stack:
             x.threshold.copy_(x.dense.float().abs().quantile(SPARSITY))
         how(sparse=mode != "dense")
 
-    def run(self, mode: str, attention: Callable[..., torch.Tensor] | None, products: bool = True) -> torch.Tensor:
-        """One token through all layers; `mode` is `dense`, `sparse` or `calibrate`."""
+    def run(
+        self, mode: str, attention: Callable[..., torch.Tensor] | None, products: bool = True, early: bool = False
+    ) -> torch.Tensor:
+        """One token through all layers; `mode` is `dense`, `sparse` or `calibrate`; `early` is for our own kernels."""
         hidden, added = self.start, self.nothing
         for layer, sites in enumerate(self.sites):
 
             def product(name: str, x: torch.Tensor, layer: int = layer) -> torch.Tensor:
                 if not products:
                     return self.parts[name][:1]
-                return self.multiply(layer, name, x if mode == "dense" else None)
+                return self.multiply(layer, name, x if mode == "dense" else None, early)
 
             def norm(
                 name: str, source: torch.Tensor, plus: torch.Tensor, into: torch.Tensor, layer: int = layer
             ) -> None:
                 x = self.sites[layer][name]
-                self.produce(layer, name, partial(add_norm, source, plus, self.norm, into, x), mode)
+                self.produce(layer, name, partial(add_norm, source, plus, self.norm, into, x, early=early), mode)
 
             norm("qkv", hidden, added, self.streams[0])
             keys, values = self.caches[layer]
-            heads(product("qkv", sites["qkv"].dense), self.rotary, self.position, self.q, keys, values)
+            heads(product("qkv", sites["qkv"].dense), self.rotary, self.position, self.q, keys, values, early=early)
             mixed = self.q if attention is None else attention(self.q[None, :, None], keys[None], values[None])
             flat = mixed.reshape(1, -1)
             if mode != "dense":
-                self.produce(layer, "o", partial(gather, flat, sites["o"]), mode)
+                self.produce(layer, "o", partial(gather, flat, sites["o"], early=early), mode)
             norm("gate_up", self.streams[0], product("o", flat[0]), self.streams[1])
             inner = product("gate_up", sites["gate_up"].dense)
-            self.produce(layer, "down", partial(gate_up, inner, sites["down"]), mode)
+            self.produce(layer, "down", partial(gate_up, inner, sites["down"], early=early), mode)
             hidden, added = self.streams[1], product("down", sites["down"].dense)
         return hidden.float() + added.float().sum(0)
 
@@ -192,6 +188,28 @@ def stack_error(layers: int = 2) -> float:
     return worst
 
 
+def early_error(layers: int = 4, rounds: int = 20) -> float:
+    """Kernels that are launched early against the same ones in order: the largest difference, which must be none."""
+    stack = Stack(layers, {n: c[0] for n, c in LAYOUTS.items()}, dict.fromkeys(INPUTS, "cuBLAS, linear"))
+    attend = dense_attention("flash", causal=False)
+    stack.run("calibrate", attend)
+    worst = 0.0
+    for mode in ("sparse", "dense"):
+        kept: dict[bool, torch.Tensor] = {}
+
+        def keep(mode: str, early: bool, kept: dict[bool, torch.Tensor] = kept) -> None:
+            kept[early] = stack.run(mode, attend, early=early)
+
+        graphed([partial(keep, mode, False)]).run()
+        torch.cuda.synchronize()
+        launch = graphed([partial(keep, mode, True)])
+        for _ in range(rounds):
+            launch.run()
+            torch.cuda.synchronize()
+            worst = max(worst, float((kept[True] - kept[False]).abs().max()))
+    return worst
+
+
 def dense_error() -> float:
     """The dense stack against the same layer in plain PyTorch."""
     stack = Stack(1, {n: c[0] for n, c in LAYOUTS.items()}, dict.fromkeys(INPUTS, "cuBLAS, linear"))
@@ -211,7 +229,7 @@ def dense_error() -> float:
     return error_of(got, x + w["down"].double() @ (F.silu(gate) * up))
 
 
-def stack_row(layers: int, layouts: dict[str, Columns], kinds: dict[str, str]) -> dict[str, Any]:
+def stack_row(layers: int, layouts: dict[str, Columns], kinds: dict[str, str], early: bool) -> dict[str, Any]:
     stack = Stack(layers, layouts, kinds)
     shapes = (stack.q[None, :, None], *(c[None] for c in stack.caches[0]))
     backends = {
@@ -222,14 +240,22 @@ def stack_row(layers: int, layouts: dict[str, Columns], kinds: dict[str, str]) -
     attend = dense_attention(attention, causal=False)
     stack.run("calibrate", attend)
     share = stack.share()
+    orders = (False, True) if early else (False,)
+    dense, sparse = (
+        fastest({str(x): (lambda m=m, x=x: graphed([lambda: stack.run(m, attend, early=x)])) for x in orders}, 7)
+        for m in ("dense", "sparse")
+    )
+    first, second = (side[0] == "True" for side in (dense, sparse))
     sides = {
-        "dense, cuBLAS": graphed([lambda: stack.run("dense", attend)]),
-        "active columns": graphed([lambda: stack.run("sparse", attend)]),
-        "dense, without attention": graphed([lambda: stack.run("dense", None)]),
-        "active columns, without attention": graphed([lambda: stack.run("sparse", None)]),
-        "all but the products (bound)": graphed([lambda: stack.run("dense", attend, products=False)]),
+        "dense, cuBLAS": dense[1],
+        "active columns": sparse[1],
+        "dense, without attention": graphed([lambda: stack.run("dense", None, early=first)]),
+        "active columns, without attention": graphed([lambda: stack.run("sparse", None, early=second)]),
+        "all but the products (bound)": graphed([lambda: stack.run("dense", attend, products=False, early=first)]),
     }
     row = compare("dense, cuBLAS", sides, {"active columns": 1 / share}, 15)
+    row["early_launch_ms"] = {"dense, cuBLAS": dense[2], "active columns": sparse[2]}
+    row["layouts"] = {name: str(layout) for name, layout in layouts.items()}
     medians = {name: side["median_ms"] for name, side in row["sides"].items()}
     products = 1 - medians["all but the products (bound)"] / medians["dense, cuBLAS"]
     row["bound"] = (
@@ -247,12 +273,14 @@ def main() -> None:
     part = Part("gemv")
     torch.manual_seed(0)
     errors: dict[str, float] = {}
+
+    def compile_one(key: str, name: str, layout: Columns) -> None:
+        errors[key] = product_error(*Layer.SHAPES[name], layout)
+
     for name, layouts in LAYOUTS.items():
         for layout in layouts:
             key = f"{name}, {layout}"
-            part.attempt(
-                f"compile {key}", lambda k=key, n=name, c=layout: errors.update({k: product_error(*Layer.SHAPES[n], c)})
-            )  # type: ignore[misc]
+            part.attempt(f"compile {key}", partial(compile_one, key, name, layout))
     part.attempt("compile the sparse stack", stack_error)
     part.attempt("compile the dense stack", dense_error)
     with part.turn():
@@ -260,11 +288,14 @@ def main() -> None:
             part.check(key, lambda error=error: error, 1e-4)  # type: ignore[misc]
         part.check("dense layer against plain PyTorch", dense_error, 2e-2)
         part.check("products of the sparse stack", stack_error, 1e-4)
+        early = part.check("early launches change nothing", early_error, 0.0, required=False)
         chosen = {name: layouts[0] for name, layouts in LAYOUTS.items()}
         for name in Layer.SHAPES:
-            part.row(f"gemv {name}", lambda n=name: product_row(n, chosen), 5)  # type: ignore[misc]
+            part.row(f"gemv {name}", partial(product_row, name), 5)
+            done = part.result["rows"].get(f"gemv {name}", {}).get("layout")
+            chosen[name] = next((layout for layout in LAYOUTS[name] if str(layout) == done), chosen[name])
         kinds = {n: part.result["rows"].get(f"gemv {n}", {}).get("baseline", "cuBLAS, linear") for n in Layer.SHAPES}
-        part.row("gemv stack", lambda: stack_row(4 if part.quick else LAYERS, chosen, kinds), 8, 1.5)
+        part.row("gemv stack", lambda: stack_row(4 if part.quick else LAYERS, chosen, kinds, early), 8, 1.5)
 
 
 if __name__ == "__main__":

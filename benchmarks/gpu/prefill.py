@@ -9,14 +9,12 @@ first and the diagonal one. Inputs are random, so lists are spread evenly: the l
 from __future__ import annotations
 
 import inspect
-import subprocess
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from protocol import Launch, Part, compare, error_of, fastest, joules
+from protocol import Launch, Part, compare, error_of, fastest, graphed, joules
 from shape import (
     BACKENDS,
     HEAD_DIM,
@@ -41,12 +39,14 @@ BLOCK = 128
 DENSITY = 0.1
 TILINGS = [
     Tiling(64, 8, 3),
-    Tiling(128, 8, 2),
-    Tiling(64, 8, 3, tma=True),
     Tiling(128, 8, 2, tma=True),
-    Tiling(64, 8, 4, tma=True),
+    Tiling(128, 8, 2, merged=True),
+    Tiling(128, 8, 2, tma=True, merged=True),
+    Tiling(128, 8, 3, tma=True, merged=True),
+    Tiling(64, 8, 2, tma=True, registers=128),
+    Tiling(64, 8, 2, tma=True, merged=True, registers=128),
+    Tiling(32, 8, 3, tma=True, merged=True, registers=128),
 ]
-SPECIALISED = [Tiling(128, 8, 2, tma=True, specialised=True), Tiling(64, 4, 2, tma=True, specialised=True)]
 
 
 @dataclass
@@ -121,29 +121,23 @@ def select_error(tokens: int) -> float:
     return sum(row[:count] != wanted for row, count, wanted in rows) / len(expected)
 
 
-def survives(tiling: Tiling) -> bool:
-    """Whether a tiling compiles and is right in a process of its own: an unusual one could end this one."""
-    command = [sys.executable, __file__, "--try", f"{tiling.keys},{tiling.warps},{tiling.stages}"]
-    try:
-        return subprocess.run(command, timeout=45, capture_output=True).returncode == 0
-    except subprocess.TimeoutExpired:
-        return False
+def dense_candidates(case: Case, names: Sequence[str] = ()) -> dict[str, Callable[[], Launch]]:
+    """SDPA by each backend, with a group's keys shared or repeated; of these names, if there are any."""
 
-
-def dense_candidates(case: Case) -> dict[str, Callable[[], Launch]]:
     def make(name: str, grouped: bool) -> Callable[[], Launch]:
         def launch() -> Launch:
             k, v = (x if grouped else x.repeat_interleave(HEADS // KV_HEADS, 1) for x in (case.k, case.v))
             attend = dense_attention(name, causal=True, grouped=grouped)
-            return Launch(lambda: attend(case.q, k, v))
+            return graphed([lambda: attend(case.q, k, v)])
 
         return launch
 
-    return {
+    every = {
         f"{name} SDPA{'' if grouped else ', repeated keys'}": make(name, grouped)
         for name in BACKENDS
         for grouped in (True, False)
     }
+    return {name: make for name, make in every.items() if not names or name in names}
 
 
 def flex(case: Case, lists: tuple[torch.Tensor, torch.Tensor], compiled: Callable[..., Any]) -> Launch:
@@ -178,16 +172,23 @@ def _causal(b: torch.Tensor, h: torch.Tensor, q: torch.Tensor, k: torch.Tensor) 
     return q >= k
 
 
+def contenders(part: Part) -> list[str]:
+    """Dense candidates that took at most one and a half times as long as the fastest at the length before, if any."""
+    rows = [row for row in part.result["rows"].values() if "candidates_ms" in row]
+    times = {n: t for n, t in rows[-1]["candidates_ms"].items() if isinstance(t, float)} if rows else {}
+    return [name for name, time in times.items() if time <= 1.5 * min(times.values())]
+
+
 def attention_row(tokens: int, tiling: Tiling, compiled: Callable[..., Any] | None, part: Part) -> dict[str, Any]:
     case = Case.random(tokens)
     lists = case.select()
     part.check(f"{tokens} tokens, sampled queries", lambda: large_error(case, lists, tiling), 1e-2)
-    name, dense, tried = fastest(dense_candidates(case), 2)
+    name, dense, tried = fastest(dense_candidates(case, contenders(part)), 2)
     sides = {
         name: dense,
-        "block-sparse, selection apart": Launch(lambda: case.attend(lists, tiling)),
-        "block-sparse, selection included": Launch(lambda: case.attend(case.select(), tiling)),
-        "selection alone": Launch(case.select),
+        "block-sparse, selection apart": graphed([lambda: case.attend(lists, tiling)]),
+        "block-sparse, selection included": graphed([lambda: case.attend(case.select(), tiling)]),
+        "selection alone": graphed([case.select]),
     }
     if compiled is not None:
         try:
@@ -196,7 +197,7 @@ def attention_row(tokens: int, tiling: Tiling, compiled: Callable[..., Any] | No
             part.check(f"{tokens} tokens, FlexAttention and this kernel agree", lambda: error, 1e-2)
             sides["FlexAttention, selection apart"] = comparator
         except Exception as problem:
-            part._failed(f"FlexAttention at {tokens}", problem)
+            part.failed(f"FlexAttention at {tokens}", problem)
     density = case.density()
     ideal = {side: 1 / density for side in sides if side not in (name, "selection alone")}
     row = compare(name, sides, ideal)
@@ -250,8 +251,9 @@ def stack_row(tokens: int, layers: int, tiling: Tiling, dense_name: str, steps: 
     return row
 
 
-def best_tiling(part: Part, tilings: list[Tiling], tokens: int) -> Tiling:
-    good = [t for t in tilings if part.check(f"1,999 tokens, {t}", lambda t=t: small_error(t), 1e-2, required=False)]  # type: ignore[misc]
+def best_tiling(part: Part, tokens: int) -> Tiling:
+    """The fastest of the tilings that are right."""
+    good = [t for t in TILINGS if part.check(f"1,999 tokens, {t}", lambda t=t: small_error(t), 1e-2, required=False)]  # type: ignore[misc]
     case = Case.random(tokens)
     lists = case.select()
     name, _, tried = fastest({str(t): (lambda t=t: Launch(lambda: case.attend(lists, t))) for t in good}, 5)
@@ -263,7 +265,7 @@ def best_tiling(part: Part, tilings: list[Tiling], tokens: int) -> Tiling:
 def main() -> None:
     part = Part("prefill")
     torch.manual_seed(0)
-    steps, compiled, tilings = Pointwise(), None, list(TILINGS)
+    steps, compiled = Pointwise(), None
     lengths = (4_096, 8_192) if part.quick else (32_768, 131_072)
 
     def compile_flex() -> None:
@@ -282,12 +284,11 @@ def main() -> None:
 
     for tiling in TILINGS:
         part.attempt(f"compile {tiling}", lambda tiling=tiling: small_error(tiling))  # type: ignore[misc]
-    tilings += [tiling for tiling in SPECIALISED if survives(tiling)]
     part.attempt("compile FlexAttention", compile_flex)
     part.attempt("compile element-wise steps", compile_steps)
     with part.turn():
         part.check("lists at 32k", lambda: select_error(32_768), 0.0)
-        tiling = best_tiling(part, tilings, lengths[0])
+        tiling = best_tiling(part, lengths[0])
         part.result["tiling"] = str(tiling)
         for tokens in lengths:
             name = f"prefill attention {tokens >> 10}k"
@@ -304,7 +305,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) > 2 and sys.argv[1] == "--try":
-        keys, warps, stages = map(int, sys.argv[2].split(","))
-        sys.exit(not small_error(Tiling(keys, warps, stages, tma=True, specialised=True)) < 1e-2)
     main()

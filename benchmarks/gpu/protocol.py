@@ -25,12 +25,9 @@ from typing import IO, Any
 
 import numpy as np
 import torch
+from run_all import RESTART
 
 from sparsebench.speed.protocol import REPETITIONS, compared, in_turns
-
-
-RESTART = 75
-"""Exit status of a part whose CUDA context is lost: started again, it goes on behind the row that lost it."""
 
 
 @dataclass(frozen=True)
@@ -189,12 +186,13 @@ class Part:
 
     def _go_on(self) -> None:
         """Take up an earlier result. What it was at when its process ended is not tried again."""
-        self._take_gpu()
         if self.path.exists():
             self.result = json.loads(self.path.read_text())
         if (lost := self.result.pop("running", None)) is not None:
             self.result["failed"].setdefault(lost, "the process ended in it")
         self.wrong = [name for name, check in self.result["checks"].items() if check["required"] and not check["good"]]
+        self._write()
+        self._take_gpu()
 
     def _take_gpu(self) -> None:
         self.lock = (self.out / "gpu.lock").open("w")
@@ -223,6 +221,7 @@ class Part:
     @contextlib.contextmanager
     def _running(self, name: str) -> Iterator[None]:
         """Say what is being done, so that a process that ends in it is not ended by it twice; keep what it raises."""
+        around = self.result.get("running")
         self.result["running"] = name
         self._write()
         try:
@@ -230,7 +229,9 @@ class Part:
             torch.cuda.synchronize()
         except Exception as problem:
             self.failed(name, problem)
-        del self.result["running"]
+        self.result.pop("running", None)
+        if around is not None:
+            self.result["running"] = around
         self._write()
 
     def check(self, name: str, make: Callable[[], float], limit: float, *, required: bool = True) -> bool:

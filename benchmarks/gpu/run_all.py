@@ -19,6 +19,7 @@ import threading
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 HERE = Path(__file__).resolve().parent
 SHARES = {"decode": 0.18, "gemv": 0.20, "prefill": 0.37, "two_four": 0.25}
@@ -26,6 +27,10 @@ SHARES = {"decode": 0.18, "gemv": 0.20, "prefill": 0.37, "two_four": 0.25}
 COMPILING = 0.3
 STARTS = 8
 """How often a part is started at most."""
+RESTART = 75
+"""Exit status of a part whose CUDA context is lost."""
+STUCK = 75.0
+"""Seconds after which a step of a part that does not come back is given up."""
 
 
 @dataclass
@@ -51,6 +56,7 @@ class Running:
             stderr=subprocess.STDOUT,
         )
         self.starts += 1
+        self.since = time.time()
         self.reader = threading.Thread(target=self._read, args=(self.process,), daemon=True)
         self.reader.start()
 
@@ -58,11 +64,27 @@ class Running:
         assert process.stdout is not None
         self.lines += (line.rstrip() for line in process.stdout)
 
+    def result(self) -> dict[str, Any]:
+        """What it has written."""
+        path = self.folder / f"{self.name}.json"
+        return json.loads(path.read_text()) if path.exists() else {}
+
+    def stuck(self) -> bool:
+        """Whether the step that it is at has taken too long."""
+        path = self.folder / f"{self.name}.json"
+        if not path.exists() or time.time() - max(path.stat().st_mtime, self.since) < STUCK:
+            return False
+        return "running" in self.result()
+
     def look(self) -> bool:
         """Whether it goes on; one that ended badly is started again."""
+        if self.status is None and self.process.poll() is None and self.stuck():
+            self.lines.append(f"{self.name}: {self.result()['running']}: not done after {STUCK:.0f} s, stopped")
+            self.process.kill()
+            self.process.wait()
         if self.status is None and (status := self.process.poll()) is not None:
             self.reader.join(5)
-            if status and self.starts < STARTS and (self.folder / f"{self.name}.json").exists():
+            if status and self.starts < STARTS and (status == RESTART or "running" in self.result()):
                 self.lines.append(f"{self.name}: ended with status {status}, started again")
                 self.start()
             else:
@@ -122,9 +144,8 @@ def _collect(parts: list[Running], out: Path, begun: float) -> None:
     """Write what there is; whoever stops this process finds all rows that were done."""
     results = {}
     for part in parts:
-        path = part.folder / f"{part.name}.json"
-        if path.exists():
-            results[part.name] = json.loads(path.read_text()) | {"starts": part.starts, "status": part.status}
+        if result := part.result():
+            results[part.name] = result | {"starts": part.starts, "status": part.status}
     whole = {"seconds": round(time.monotonic() - begun, 1), "parts": results}
     (out / "gpu.json.part").write_text(json.dumps(whole, indent=1))
     (out / "gpu.json.part").replace(out / "gpu.json")

@@ -9,6 +9,7 @@ of the weights; where a backend cannot be recorded in a graph, its calls are tim
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -112,12 +113,16 @@ def main() -> None:
     with part.turn():
         good = [b for b in backends() if part.check(f"product, {b}", lambda b=b: product_error(b), 1e-2)]  # type: ignore[misc]
         made: dict[str, dict[str, list[Any]]] = {}
-        for name, shape in Layer.SHAPES.items():
-            weights = [largest_of_four(random_weight(*shape)) for _ in range(COPIES)]
+
+        def make(name: str) -> None:
+            weights = [largest_of_four(random_weight(*Layer.SHAPES[name])) for _ in range(COPIES)]
             made[name] = {"cuBLAS bf16": weights} | {f"2:4, {b}": [compressed(w, b) for w in weights] for b in good}
+
+        for name in Layer.SHAPES:
+            part.attempt(f"compress {name}", partial(make, name))
         for batch in BATCHES:
             for name in ("gate_up", "down", "o", "qkv"):
-                part.row(f"2:4 {name} M={batch}", lambda n=name, b=batch: linear_row(n, made, b), 12)  # type: ignore[misc]
+                part.row(f"2:4 {name} M={batch}", partial(linear_row, name, made, batch), 12)
         part.result["crossover"] = crossover(part)
         print(f"2:4 is faster from M = {part.result['crossover']}", flush=True)
         made.clear()

@@ -54,9 +54,9 @@
   const collator = new Intl.Collator("en", { numeric: true });
 
   function keysOf(rows, column) {
-    const cells = rows.map((row) => row.cells[column]);
-    if (cells.every((cell) => !cell || cell.dataset.n !== undefined)) {
-      return cells.map((cell) => (cell && cell.dataset.n !== "" ? Number(cell.dataset.n) : NaN));
+    const cells = rows.map((row) => row.children[column]);
+    if (cells[0]?.hasAttribute("data-n")) {
+      return cells.map((cell) => Number(cell.getAttribute("data-n") || NaN));
     }
     // Symbols before a word are for the eye.
     const texts = cells.map((cell) => (cell ? cell.textContent.replace(/^[^\p{L}\p{N}]+/u, "").trim() : ""));
@@ -136,7 +136,7 @@
     };
   }
 
-  const SHOWN = 100;
+  const SHOWN = 60;
 
   // The leaderboard: sorted, filtered, its columns chosen, and all of that in the address, so that a view can be linked
   // to. The rows of a long one lie on several pages. From a server the others are read when they are first asked for;

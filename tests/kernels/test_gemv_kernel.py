@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from sparsebench.errors import InputError
 from sparsebench.kernels import reference
 
 pytest.importorskip("triton")
@@ -17,20 +18,24 @@ def vector(size: int, seed: int = 0) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(
-    ("inputs", "outputs", "splits"), [(1024, 256, 1), (2500, 300, 2), (2500, 300, 3), (100, 64, 4)]
+    ("inputs", "outputs", "shares", "unroll"),
+    [(1024, 256, 1, 4), (2500, 300, 2, 1), (2500, 300, 3, 2), (100, 64, 4, 8)],
 )
-def test_the_product_is_that_of_the_active_columns(device: str, inputs: int, outputs: int, splits: int) -> None:
+def test_the_product_is_that_of_the_active_columns(
+    device: str, inputs: int, outputs: int, shares: int, unroll: int
+) -> None:
     x = Active(inputs, torch.float32, device)
     x.threshold.fill_(0.6745)
     parts = torch.stack([vector(inputs), vector(inputs, 1)]).to(device)
     gather(parts, x)
     assert torch.allclose(x.dense, parts.sum(0))
     weight = vector(inputs * outputs, 2).view(outputs, inputs).to(device)
-    layout = Columns(splits=splits, outputs=64, inputs=16)
+    layout = Columns(shares=shares, outputs=64, inputs=16, unroll=unroll)
     columns = weight.T.contiguous()
     # Inactive columns that would be noticed if they were read.
     columns[x.dense.abs() <= x.threshold] = float("nan")
-    got = active_product(columns, x, torch.full((splits, outputs), float("nan"), device=device), layout).sum(0)
+    parts = torch.full((layout.splits(inputs), outputs), float("nan"), device=device)
+    got = active_product(columns, x, parts, layout).sum(0)
     expected = reference.active_product(weight, x.dense, float(x.threshold))
     assert (got.double() - expected).norm() < 1e-5 * expected.norm()
 
@@ -56,6 +61,14 @@ def test_nothing_active_gives_zero(device: str) -> None:
         torch.full((64, 32), float("nan"), device=device), x, torch.ones(2, 32, device=device), Columns(2, 32)
     )
     assert (parts == 0).all()
+
+
+def test_what_does_not_fit_is_named(device: str) -> None:
+    x = Active(64, torch.float32, device)
+    with pytest.raises(InputError, match="do not fit each other"):
+        active_product(torch.ones(64, 32, device=device), x, torch.ones(1, 32, device=device), Columns(2, 32))
+    with pytest.raises(InputError, match="must be contiguous"):
+        active_product(torch.ones(32, 64, device=device).T, x, torch.ones(2, 32, device=device), Columns(2, 32))
 
 
 def test_norm_adds_the_parts_to_the_stream(device: str) -> None:

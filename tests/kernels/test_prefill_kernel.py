@@ -45,17 +45,18 @@ def test_selected_blocks_are_attended_to_as_a_mask_would(
     assert (got.double() - expected).norm() < 2e-3 * expected.norm()
 
 
-def test_tiles_through_tensor_descriptors_are_the_same(device: str) -> None:
+def test_tiles_through_tensor_descriptors_or_in_one_loop_are_the_same(device: str) -> None:
     if device == "cuda" and torch.cuda.get_device_capability() < (9, 0):
         pytest.skip("the bulk tensor copy engine needs compute capability 9.0")
     q, k, v = tensors(device, 4, 2, 200, 64)
     valid, keep = (x.to(device) for x in block_budget(200, 0.4, 64, 64))
     blocks, counts = select_blocks(q, k, valid, keep, 4, query_block=64, key_block=64)
-    got = [
-        attend_blocks(q, k, v, blocks, counts, query_block=64, key_block=64, tiling=Tiling(32, 4, 2, tma=tma))
+    plain, *others = [
+        attend_blocks(q, k, v, blocks, counts, query_block=64, key_block=64, tiling=Tiling(32, 4, 2, tma, merged))
         for tma in (False, True)
+        for merged in (False, True)
     ]
-    assert torch.equal(*got)
+    assert all(torch.equal(plain, other) for other in others)
 
 
 def test_all_blocks_are_dense_causal_attention(device: str) -> None:
@@ -91,6 +92,10 @@ def test_lists_hold_the_best_blocks_with_sink_and_diagonal(device: str) -> None:
 
 
 def test_scores_of_blocks_are_products_of_means(device: str) -> None:
+    _, k, _ = tensors(device, 4, 2, 150, 64)
+    scores = pooled_scores(k, k, 24, 24)  # blocks need not be a power of two
+    assert scores.shape == (1, 2, 7, 7)
+    assert scores[0, 1, 2, 6].item() == pytest.approx((k[0, 1, 48:72].mean(0) @ k[0, 1, 144:].mean(0)).item(), rel=1e-4)
     q, k, _ = tensors(device, 4, 2, 150, 64)
     scores = pooled_scores(q, k, 64, 32)
     assert scores.shape == (1, 4, 3, 5)
@@ -102,5 +107,7 @@ def test_shapes_that_do_not_fit_are_named(device: str) -> None:
     lists, counts = torch.zeros(1, 4, 2, 1, dtype=torch.int32), torch.ones(1, 4, 2, dtype=torch.int32)
     with pytest.raises(InputError, match="blocks of queries"):
         attend_blocks(q, k, v, lists, counts)
+    with pytest.raises(InputError, match="must be contiguous"):
+        attend_blocks(q, k, v, lists[:, :, :1], counts[:, :, :1])
     with pytest.raises(InputError, match="does not divide"):
         attend_blocks(q, k, v, lists[:, :, :1], counts[:, :, :1], tiling=Tiling(keys=256))

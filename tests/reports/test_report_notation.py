@@ -71,6 +71,7 @@ def test_differences_and_intervals() -> None:
         ("hf:org/name@main", "org/name@main"),
         ("path:/home/me/models/tiny/", "tiny"),
         ("lexical", "lexical"),
+        ("pypi:a-package==0.1.1#data/model&sha256=00", "a-package/data/model"),
         ("", ""),
     ],
 )

@@ -295,6 +295,16 @@ def test_safe_sparsities_of_tasks_without_signal_say_so(table: pd.DataFrame) -> 
     assert found["quest", PPL.id].largest == pytest.approx(0.9375)
 
 
+def test_what_verdicts_show_is_safe_by_itself_too(table: pd.DataFrame) -> None:
+    found = [s for s in safe_sparsities(table) if s.corrected is not None]
+    assert found and all(s.largest is not None and s.corrected <= s.largest for s in found)
+    for s in found:
+        rows = table[table["headline"] & (table["sparsity"].round(4) == s.corrected)]
+        for key in ("source", "grid", "model", "method", "config", "task", "metric"):
+            rows = rows[rows[key] == s.row[key]]
+        assert len(rows) and set(rows["verdict"]) <= {"non-inferior", "improved"}
+
+
 def test_one_family_of_tests_whatever_the_shards(tmp_path: Path, writer: Writer) -> None:
     base = writer.cell(QA, "pruning")
     whole = [

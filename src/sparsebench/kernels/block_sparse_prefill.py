@@ -63,7 +63,7 @@ def _step(
 def _attend(
     q, keys, values, out, blocks, counts, tokens, width, query_blocks, scale, GROUP: tl.constexpr, D: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, KEY_BLOCK: tl.constexpr, TAIL: tl.constexpr, TMA: tl.constexpr,
-    STAGES: tl.constexpr, SPECIALISED: tl.constexpr,
+    STAGES: tl.constexpr, MERGED: tl.constexpr,
 ):  # fmt: skip
     program = tl.program_id(0)
     block = query_blocks - 1 - (program // GROUP) % query_blocks
@@ -82,13 +82,13 @@ def _attend(
     total = tl.zeros([BM], tl.float32)
     acc = tl.zeros([BM, D], tl.float32)
     PARTS: tl.constexpr = KEY_BLOCK // BN
-    free = tl.maximum(count - TAIL, 0)
-    for i in tl.range(0, free * PARTS, num_stages=STAGES, warp_specialize=SPECIALISED):
+    free = 0 if MERGED else tl.maximum(count - TAIL, 0)
+    for i in tl.range(0, free * PARTS, num_stages=STAGES):
         start = tl.load(chosen + i // PARTS) * KEY_BLOCK + (i % PARTS) * BN
         best, total, acc = _step(
             tile, keys, values, rows, start, best, total, acc, query_at, tokens, scale, BN, D, False, TMA
         )  # fmt: skip
-    for i in tl.range(free * PARTS, count * PARTS, num_stages=1):
+    for i in tl.range(free * PARTS, count * PARTS, num_stages=STAGES if MERGED else 1):
         start = tl.load(chosen + i // PARTS) * KEY_BLOCK + (i % PARTS) * BN
         best, total, acc = _step(
             tile, keys, values, rows, start, best, total, acc, query_at, tokens, scale, BN, D, True, TMA
@@ -106,18 +106,23 @@ class Tiling:
         warps: Warps of a program.
         stages: Depth of the software pipeline.
         tma: Whether keys and values come through the bulk tensor copy engine (compute capability 9.0).
-        specialised: Whether loads and products run in warps of their own.
+        merged: Whether one loop masks every tile, instead of a loop without masks and one for the tiles at the
+            diagonal, which begins with nothing loaded.
+        registers: Registers of a thread at most, so that two programs share a multiprocessor; 0: what the compiler
+            takes.
     """
 
     keys: int = 64
     warps: int = 8
     stages: int = 3
     tma: bool = False
-    specialised: bool = False
+    merged: bool = False
+    registers: int = 0
 
     def __str__(self) -> str:
         parts = [f"{self.keys} keys", f"{self.warps} warps", f"{self.stages} stages"]
-        return ", ".join(parts + ["tma"] * self.tma + ["specialised"] * self.specialised)
+        parts += ["tma"] * self.tma + ["merged"] * self.merged
+        return ", ".join(parts + [f"{self.registers} registers"] * bool(self.registers))
 
 
 def attend_blocks(
@@ -162,6 +167,8 @@ def attend_blocks(
         raise InputError(f"a tile of {tiling.keys} keys does not divide a block of {key_block}")
     if out is None:
         out = torch.empty_like(q)
+    if not all(x.is_contiguous() for x in (q, k, v, blocks, counts, out)):
+        raise InputError("queries, keys, values, lists and the output must be contiguous")
     keys, values = k, v
     if tiling.tma:
         from triton.tools.tensor_descriptor import TensorDescriptor
@@ -172,7 +179,7 @@ def attend_blocks(
         q, keys, values, out, blocks, counts, tokens, blocks.shape[-1], query_blocks,
         math.log2(math.e) / math.sqrt(dim), GROUP=heads // kv_heads, D=dim, BM=query_block, BN=tiling.keys,
         KEY_BLOCK=key_block, TAIL=max(1, query_block // key_block), TMA=tiling.tma, STAGES=tiling.stages,
-        SPECIALISED=tiling.specialised, num_warps=tiling.warps,
+        MERGED=tiling.merged, num_warps=tiling.warps, **({"maxnreg": tiling.registers} if tiling.registers else {}),
     )  # fmt: skip
     return out
 
@@ -197,6 +204,9 @@ def pooled_scores(q: torch.Tensor, k: torch.Tensor, query_block: int, key_block:
     """Scores of key blocks by the product of mean query and mean key, `[batch, heads, query_blocks, key_blocks]`.
 
     float32; a last block that is not full is averaged over the tokens that it has.
+
+    Raises:
+        InputError: Queries or keys that are not contiguous.
     """
     batch, kv_heads, _, dim = k.shape
     pooled_q, pooled_k = _block_means(q, query_block), _block_means(k, key_block)
@@ -204,14 +214,30 @@ def pooled_scores(q: torch.Tensor, k: torch.Tensor, query_block: int, key_block:
     return torch.matmul(grouped, pooled_k.transpose(-1, -2)).view(batch, q.shape[1], -1, pooled_k.shape[2])
 
 
+@triton.jit(do_not_specialize=["blocks"])
+def _means(x, out, tokens, blocks, BLOCK: tl.constexpr, WIDE: tl.constexpr, D: tl.constexpr):
+    block = tl.program_id(0)
+    head = tl.program_id(1)
+    within = tl.arange(0, WIDE)
+    at = block * BLOCK + within
+    d = tl.arange(0, D)
+    where = x + (head.to(tl.int64) * tokens + at)[:, None] * D + d[None, :]
+    tile = tl.load(where, mask=((within < BLOCK) & (at < tokens))[:, None], other=0.0).to(tl.float32)
+    size = tl.minimum(BLOCK, tokens - block * BLOCK)
+    tl.store(out + (head * blocks + block) * D + d, tl.sum(tile, 0) / size)
+
+
 def _block_means(x: torch.Tensor, block: int) -> torch.Tensor:
-    tokens = x.shape[2]
-    full = tokens // block
-    whole = x[:, :, : full * block].reshape(*x.shape[:2], full, block, x.shape[3]).mean(3, dtype=torch.float32)
-    if full * block == tokens:
-        return whole
-    rest = x[:, :, full * block :].mean(2, keepdim=True, dtype=torch.float32)
-    return torch.cat([whole, rest], 2)
+    """Means of blocks of tokens, `[batch, heads, blocks, head_dim]`, float32, in one pass."""
+    batch, heads, tokens, dim = x.shape
+    if not x.is_contiguous():
+        raise InputError(f"queries and keys {tuple(x.shape)} must be contiguous")
+    blocks = -(-tokens // block)
+    out = torch.empty(batch, heads, blocks, dim, dtype=torch.float32, device=x.device)
+    _means[(blocks, batch * heads)](
+        x, out, tokens, blocks, BLOCK=block, WIDE=triton.next_power_of_2(block), D=dim, num_warps=4
+    )
+    return out
 
 
 def select_blocks(

@@ -273,7 +273,8 @@ class PagedDecode:
         _attend[(layout.splits, self.kv_heads, self.batch)](
             q, cache.keys, cache.values, self.chosen, self.counts, cache.lengths, self.part, self.extent, self.width,
             self.pool, math.log2(math.e) / math.sqrt(self.dim), WIDE=max(16, triton.next_power_of_2(self.group)),
-            PAGE=self.page, HEADS=self.kv_heads, TILE=layout.tile, STAGES=layout.stages, num_warps=layout.warps, **shape,
+            PAGE=self.page, HEADS=self.kv_heads, TILE=layout.tile, STAGES=layout.stages, num_warps=layout.warps,
+            **shape,
         )  # fmt: skip
         _combine[(self.batch * self.heads,)](self.part, self.extent, out, num_warps=4, **shape)
         return out

@@ -103,6 +103,8 @@ def active_product(weight: torch.Tensor, x: torch.Tensor, threshold: float) -> t
     Args:
         weight: `[out, in]`.
         x: `[in]`.
-        threshold: Inputs of at most this magnitude count as zero (TEAL, Liu et al. 2024).
+        threshold: Inputs of at most this magnitude count as zero (TEAL, Liu et al. 2024). It is not rounded to the
+            type of `x`, as a comparison in that type would.
     """
-    return weight.double() @ torch.where(x.abs() > threshold, x, 0).double()
+    wide = x.double()
+    return weight.double() @ torch.where(wide.abs() > threshold, wide, 0)

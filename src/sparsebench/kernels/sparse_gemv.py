@@ -1,9 +1,13 @@
 """Activation-sparse matrix-vector products in decode: only columns of active inputs are read (TEAL, Liu et al. 2024).
 
 The kernel that produces a vector also writes which of its entries are larger than a threshold: `active` lists of
-(position, value), one for each chunk of 512 entries, so that the order of the sums, and with it the result, is the
-same every time. The product reads weights stored by columns, `[in, out]`, and writes one partial sum for each share of
-the chunks; whatever reads the product adds them up. So no launch is spent on compaction or on reduction alone.
+(position, value), one for each chunk of 1,024 entries, so that the order of the sums, and with it the result, is the
+same every time. The product reads weights stored by columns, `[in, out]`; a program has one share of one list, so that
+it goes through memory in one run, and there are enough programs to keep the memory busy. Each share writes a partial
+sum; whatever reads the product adds them up. So no launch is spent on compaction or on reduction alone.
+
+With `early` a kernel is launched while the one before it still runs, and waits on the device until that one is done
+(programmatic dependent launch, compute capability 9.0): the cost of a launch is hidden behind the kernel before.
 """
 
 from __future__ import annotations
@@ -13,9 +17,20 @@ from dataclasses import dataclass
 import torch
 import triton
 import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-CHUNK = 512
+from sparsebench.errors import InputError
+
+CHUNK = 1024
 """Entries of one list."""
+
+
+@triton.jit
+def _begin(EARLY: tl.constexpr):
+    """Wait for the kernel before, and let the one behind be launched; it will wait for this one."""
+    if EARLY:
+        gdc_wait()
+        gdc_launch_dependents()
 
 
 @triton.jit
@@ -39,8 +54,10 @@ def _summed(parts, at, size, PARTS: tl.constexpr, STRIDE):
 
 @triton.jit
 def _plain(
-    parts, threshold, out, index, value, count, size, PARTS: tl.constexpr, CHUNK: tl.constexpr, SPARSE: tl.constexpr
+    parts, threshold, out, index, value, count, size, PARTS: tl.constexpr, CHUNK: tl.constexpr, SPARSE: tl.constexpr,
+    EARLY: tl.constexpr,
 ):  # fmt: skip
+    _begin(EARLY)
     chunk = tl.program_id(0)
     at = chunk * CHUNK + tl.arange(0, CHUNK)
     x = _summed(parts, at, size, PARTS, size).to(out.dtype.element_ty)
@@ -52,9 +69,10 @@ def _plain(
 @triton.jit
 def _norm(
     hidden, parts, weight, threshold, stream, out, index, value, count, size, eps, PARTS: tl.constexpr,
-    BLOCK: tl.constexpr, CHUNK: tl.constexpr, SPARSE: tl.constexpr,
+    BLOCK: tl.constexpr, CHUNK: tl.constexpr, SPARSE: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """Residual sum and RMS norm. Each program norms the whole vector and writes one chunk of it."""
+    _begin(EARLY)
     chunk = tl.program_id(0)
     every = tl.arange(0, BLOCK)
     whole = tl.load(hidden + every, mask=every < size, other=0.0).to(tl.float32)
@@ -75,9 +93,11 @@ def _norm(
 
 @triton.jit
 def _gated(
-    parts, threshold, out, index, value, count, size, PARTS: tl.constexpr, CHUNK: tl.constexpr, SPARSE: tl.constexpr
+    parts, threshold, out, index, value, count, size, PARTS: tl.constexpr, CHUNK: tl.constexpr, SPARSE: tl.constexpr,
+    EARLY: tl.constexpr,
 ):  # fmt: skip
     """SwiGLU of gate and up, which lie side by side."""
+    _begin(EARLY)
     chunk = tl.program_id(0)
     at = chunk * CHUNK + tl.arange(0, CHUNK)
     gate = _summed(parts, at, size, PARTS, 2 * size)
@@ -89,23 +109,57 @@ def _gated(
 
 
 @triton.jit
+def _entries(index, value, first, end, BK: tl.constexpr, UNROLL: tl.constexpr):
+    """Positions and values of the next `BK * UNROLL` entries of a list, `BK` at a time."""
+    rows = ()
+    inputs = ()
+    for step in tl.static_range(UNROLL):
+        slot = first + step * BK + tl.arange(0, BK)
+        rows += (tl.load(index + slot, mask=slot < end, other=-1),)
+        inputs += (tl.load(value + slot, mask=slot < end, other=0.0),)
+    return rows, inputs
+
+
+@triton.jit
+def _columns(weight, rows, column, OUT, UNROLL: tl.constexpr):
+    """Tiles of the weight at these positions; nothing is read for a position of -1."""
+    tiles = ()
+    for step in tl.static_range(UNROLL):
+        row = rows[step][:, None]
+        where = weight + row.to(tl.int64) * OUT + column[None, :]
+        tiles += (tl.load(where, mask=(row >= 0) & (column < OUT)[None, :], other=0.0),)
+    return tiles
+
+
+@triton.jit
 def _product(
-    weight, index, value, count, parts, OUT, CHUNKS, SPLITS: tl.constexpr, CHUNK: tl.constexpr, BN: tl.constexpr,
-    BK: tl.constexpr, STAGES: tl.constexpr,
+    weight, index, value, count, parts, OUT, SHARES: tl.constexpr, CHUNK: tl.constexpr, BN: tl.constexpr,
+    BK: tl.constexpr, UNROLL: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
+    """One share of one list.
+
+    While a step's tiles are summed, the next step's are on their way to registers of their own, as are the list's
+    entries of the step after it: so a fixed number of loads is always in flight.
+    """
+    _begin(EARLY)
     column = tl.program_id(0) * BN + tl.arange(0, BN)
     split = tl.program_id(1)
+    chunk = split // SHARES
+    active = tl.load(count + chunk)
+    each = tl.cdiv(active, SHARES)
+    first = chunk * CHUNK + (split % SHARES) * each
+    end = tl.minimum(first + each, chunk * CHUNK + active)
+    STEP: tl.constexpr = BK * UNROLL
     acc = tl.zeros([BK, BN], tl.float32)
-    for chunk in range(split, CHUNKS, SPLITS):
-        active = tl.load(count + chunk)
-        for first in tl.range(0, active, BK, num_stages=STAGES):
-            slot = first + tl.arange(0, BK)
-            listed = slot < active
-            row = tl.load(index + chunk * CHUNK + slot, mask=listed, other=0).to(tl.int64)
-            x = tl.load(value + chunk * CHUNK + slot, mask=listed, other=0.0)
-            where = weight + row[:, None] * OUT + column[None, :]
-            w = tl.load(where, mask=listed[:, None] & (column < OUT)[None, :], other=0.0)
-            acc += x[:, None] * w.to(tl.float32)
+    rows, inputs = _entries(index, value, first, end, BK, UNROLL)
+    tiles = _columns(weight, rows, column, OUT, UNROLL)
+    rows, coming = _entries(index, value, first + STEP, end, BK, UNROLL)
+    for start in range(first, end, STEP):
+        rows_after, inputs_after = _entries(index, value, start + 2 * STEP, end, BK, UNROLL)
+        tiles_after = _columns(weight, rows, column, OUT, UNROLL)
+        for step in tl.static_range(UNROLL):
+            acc += inputs[step][:, None] * tiles[step].to(tl.float32)
+        tiles, inputs, rows, coming = tiles_after, coming, rows_after, inputs_after
     tl.store(parts + split * OUT + column, tl.sum(acc, 0), mask=column < OUT)
 
 
@@ -114,21 +168,25 @@ class Columns:
     """How the product is laid out; never changes what is computed, except the order of its sums.
 
     Attributes:
-        splits: Shares of the inputs, each with its partial sum.
+        shares: Programs that share one list, each with its partial sum.
         outputs: Outputs of one program; a power of two.
         inputs: Active columns read at once; a power of two.
+        unroll: How many times that in a step.
         warps: Warps of a program.
-        stages: Depth of the software pipeline.
     """
 
-    splits: int = 4
-    outputs: int = 256
-    inputs: int = 16
+    shares: int = 2
+    outputs: int = 128
+    inputs: int = 8
+    unroll: int = 4
     warps: int = 4
-    stages: int = 3
 
     def __str__(self) -> str:
         return ", ".join(f"{name} {value}" for name, value in vars(self).items())
+
+    def splits(self, inputs: int) -> int:
+        """Partial sums of a product with so many inputs."""
+        return self.shares * -(-inputs // CHUNK)
 
 
 class Active:
@@ -148,11 +206,16 @@ class Active:
         return self.index, self.value, self.count
 
 
+def _launch(early: bool) -> dict[str, bool]:
+    return {"EARLY": True, "launch_pdl": True} if early else {"EARLY": False}
+
+
 @triton.jit
 def _heads(
     parts, cosine, sine, position, q, keys, values, tokens, PARTS: tl.constexpr, HEADS: tl.constexpr, KV: tl.constexpr,
-    D: tl.constexpr,
+    D: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
+    _begin(EARLY)
     head = tl.program_id(0)
     at = tl.arange(0, D // 2)
     size = (HEADS + 2 * KV) * D
@@ -180,6 +243,8 @@ def heads(
     q: torch.Tensor,
     keys: torch.Tensor,
     values: torch.Tensor,
+    *,
+    early: bool = False,
 ) -> None:
     """Sum `parts`, `[splits, (heads + 2 kv_heads) head_dim]`, rotate, and write the query and the cache at a position.
 
@@ -190,18 +255,20 @@ def heads(
         q: `[heads, head_dim]`, written.
         keys: `[kv_heads, tokens, head_dim]`, written at the position.
         values: As `keys`.
+        early: Launch before the kernel ahead has ended.
     """
     (count, dim), (kv, tokens, _) = q.shape, keys.shape
     _heads[(count + 2 * kv,)](
         parts, *rotary, position, q, keys, values, tokens, PARTS=parts.shape[0], HEADS=count, KV=kv, D=dim, num_warps=1,
+        **_launch(early),
     )  # fmt: skip
 
 
-def gather(parts: torch.Tensor, into: Active, *, sparse: bool = True) -> None:
+def gather(parts: torch.Tensor, into: Active, *, sparse: bool = True, early: bool = False) -> None:
     """Sum `parts`, `[splits, size]`, into a vector and list its active entries."""
     _plain[(into.chunks,)](
         parts, into.threshold, into.dense, *into.lists, into.size, PARTS=parts.shape[0], CHUNK=CHUNK, SPARSE=sparse,
-        num_warps=4,
+        num_warps=4, **_launch(early),
     )  # fmt: skip
 
 
@@ -214,6 +281,7 @@ def add_norm(
     *,
     eps: float = 1e-5,
     sparse: bool = True,
+    early: bool = False,
 ) -> None:
     """`stream = hidden + sum(parts)`, then its RMS norm into a vector with its active entries listed.
 
@@ -221,23 +289,36 @@ def add_norm(
     """
     _norm[(into.chunks,)](
         hidden, parts, weight, into.threshold, stream, into.dense, *into.lists, into.size, eps, PARTS=parts.shape[0],
-        BLOCK=triton.next_power_of_2(into.size), CHUNK=CHUNK, SPARSE=sparse, num_warps=8,
+        BLOCK=triton.next_power_of_2(into.size), CHUNK=CHUNK, SPARSE=sparse, num_warps=16,
+        **_launch(early),
     )  # fmt: skip
 
 
-def gate_up(parts: torch.Tensor, into: Active, *, sparse: bool = True) -> None:
+def gate_up(parts: torch.Tensor, into: Active, *, sparse: bool = True, early: bool = False) -> None:
     """SwiGLU of `parts`, `[splits, 2 * size]` with gate before up, with the active entries listed."""
     _gated[(into.chunks,)](
         parts, into.threshold, into.dense, *into.lists, into.size, PARTS=parts.shape[0], CHUNK=CHUNK, SPARSE=sparse,
-        num_warps=4,
+        num_warps=4, **_launch(early),
     )  # fmt: skip
 
 
-def active_product(columns: torch.Tensor, x: Active, parts: torch.Tensor, layout: Columns) -> torch.Tensor:
-    """Partial sums `[splits, out]`, float32, of a weight `[in, out]` and the active entries of `x`."""
-    out = columns.shape[1]
-    _product[(triton.cdiv(out, layout.outputs), layout.splits)](
-        columns, *x.lists, parts, out, x.chunks, SPLITS=layout.splits, CHUNK=CHUNK, BN=layout.outputs, BK=layout.inputs,
-        STAGES=layout.stages, num_warps=layout.warps,
+def active_product(
+    columns: torch.Tensor, x: Active, parts: torch.Tensor, layout: Columns, *, early: bool = False
+) -> torch.Tensor:
+    """Partial sums `[layout.splits(in), out]`, float32, of a weight `[in, out]` and the active entries of `x`.
+
+    Raises:
+        InputError: Tensors that do not fit each other.
+    """
+    inputs, out = columns.shape
+    splits = layout.splits(inputs)
+    if inputs != x.size or parts.shape != (splits, out) or not (columns.is_contiguous() and parts.is_contiguous()):
+        raise InputError(
+            f"columns {tuple(columns.shape)}, {x.size} inputs and parts {tuple(parts.shape)} do not fit each other",
+            f"parts must be {(splits, out)}; all must be contiguous",
+        )
+    _product[(triton.cdiv(out, layout.outputs), splits)](
+        columns, *x.lists, parts, out, SHARES=layout.shares, CHUNK=CHUNK, BN=layout.outputs, BK=layout.inputs,
+        UNROLL=layout.unroll, num_warps=layout.warps, **_launch(early),
     )  # fmt: skip
     return parts

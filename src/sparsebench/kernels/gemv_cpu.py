@@ -130,5 +130,5 @@ def _compiled(dtype: torch.dtype) -> Callable[..., Any]:
                     sums[j] += va * widened(a[j])
             out[first : first + count] = sums[:count]
 
-    compiled: Callable[..., Any] = product
-    return compiled
+    found: Callable[..., Any] = product
+    return found

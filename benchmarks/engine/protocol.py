@@ -174,7 +174,7 @@ def store(chosen: argparse.Namespace, found: dict[str, Any]) -> None:
     place: Path = chosen.out
     place.parent.mkdir(parents=True, exist_ok=True)
     about = {
-        "command": " ".join(["python", f"benchmarks/engine/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
+        "command": " ".join(["python", f"benchmarks/engine/{Path(sys.argv[0]).name}", *_options(sys.argv[1:])]),
         "model": chosen.model,
         "dtype": chosen.dtype,
         "threads": chosen.threads,
@@ -193,3 +193,9 @@ def verdict(ratio: float, target: float, at_most: bool = False) -> dict[str, Any
     """A ratio beside its target."""
     met = ratio <= target if at_most else ratio >= target
     return {"ratio": ratio, "target": f"at {'most' if at_most else 'least'} {target:g}", "met": met}
+
+
+def _options(given: list[str]) -> list[str]:
+    """Options of the command line but where the result goes."""
+    at = given.index("--out") if "--out" in given else len(given)
+    return given[:at] + given[at + 2 :]

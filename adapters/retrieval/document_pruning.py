@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
-from sparsebench.adapters.card import MethodCard, Paper
-from sparsebench.adapters.retrieval.base import Vectors
-from sparsebench.adapters.retrieval.learned_sparse import LearnedSparse
-
-if TYPE_CHECKING:
-    from sparsebench.budget import Budget
+from sparsebench.adapters.card import MethodCard
+from sparsebench.adapters.retrieval._static import PAPER, StaticPruning
 
 
-class DocumentPruning(LearnedSparse):
+class DocumentPruning(StaticPruning):
     """Every document keeps equally many of its largest terms; short documents stay whole."""
 
     card: ClassVar[MethodCard] = MethodCard(
@@ -20,15 +16,7 @@ class DocumentPruning(LearnedSparse):
         family="retrieval",
         title="Document-centric static pruning",
         summary="Keeps as many of its largest terms for every document as a share of all postings allows.",
-        paper=Paper(
-            key="lassance2023static",
-            title="A Static Pruning Study on Sparse Neural Retrievers",
-            authors="Lassance, Carlos and Lupart, Simon and Déjean, Hervé and Clinchant, Stéphane and "
-            "Tonellotto, Nicola",
-            year=2023,
-            venue="SIGIR 2023",
-            url="https://arxiv.org/abs/2304.12702",
-        ),
+        paper=PAPER,
         unit="posting",
         phases=(),
         budgets=("sparsity",),
@@ -38,9 +26,8 @@ class DocumentPruning(LearnedSparse):
         differs="is given a share of all postings, not a number of terms",
     )
 
-    def sparsify(self, vectors: Vectors, budget: Budget | None) -> tuple[Any, Any]:
-        """Documents pruned; queries as learned-sparse has them."""
+    def prune(self, documents: Any, share: float) -> Any:
+        """See `StaticPruning.prune`."""
         from sparsebench.retrieval.static_pruning import prune_documents
 
-        documents, queries = super().sparsify(vectors, None)
-        return (documents if budget is None else prune_documents(documents, budget.number)), queries
+        return prune_documents(documents, share)

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
-from sparsebench.adapters.card import MethodCard, Paper
-from sparsebench.adapters.retrieval.base import Vectors
-from sparsebench.adapters.retrieval.learned_sparse import LearnedSparse
-
-if TYPE_CHECKING:
-    from sparsebench.budget import Budget
+from sparsebench.adapters.card import MethodCard
+from sparsebench.adapters.retrieval._static import PAPER, StaticPruning
 
 
-class QuantilePruning(LearnedSparse):
+class QuantilePruning(StaticPruning):
     """The largest weights stay, wherever they are."""
 
     card: ClassVar[MethodCard] = MethodCard(
@@ -20,15 +16,7 @@ class QuantilePruning(LearnedSparse):
         family="retrieval",
         title="Agnostic static pruning",
         summary="Keeps the postings whose weight is above one quantile of all weights.",
-        paper=Paper(
-            key="lassance2023static",
-            title="A Static Pruning Study on Sparse Neural Retrievers",
-            authors="Lassance, Carlos and Lupart, Simon and Déjean, Hervé and Clinchant, Stéphane and "
-            "Tonellotto, Nicola",
-            year=2023,
-            venue="SIGIR 2023",
-            url="https://arxiv.org/abs/2304.12702",
-        ),
+        paper=PAPER,
         unit="posting",
         phases=(),
         budgets=("sparsity",),
@@ -38,9 +26,8 @@ class QuantilePruning(LearnedSparse):
         differs="one threshold over all postings; a document or a list may keep all or nothing",
     )
 
-    def sparsify(self, vectors: Vectors, budget: Budget | None) -> tuple[Any, Any]:
-        """Documents pruned; queries as learned-sparse has them."""
+    def prune(self, documents: Any, share: float) -> Any:
+        """See `StaticPruning.prune`."""
         from sparsebench.retrieval.static_pruning import prune_postings
 
-        documents, queries = super().sparsify(vectors, None)
-        return (documents if budget is None else prune_postings(documents, budget.number)), queries
+        return prune_postings(documents, share)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
@@ -79,3 +79,15 @@ def of_lines(verdicts: Iterable[Verdict]) -> Verdict:
     if "refuted" in alive:
         return "refuted"
     return "holds" if all(verdict == "holds" for verdict in alive) else "underpowered"
+
+
+def of_enough(lines: Sequence[Figure], required: int) -> Verdict:
+    """The verdict of a finding that has to hold on so many of some lines, whichever they are.
+
+    It is refuted where too few lines are left that are not.
+    """
+    if sum(line.verdict == "holds" for line in lines) >= required:
+        return "holds"
+    if sum(line.verdict == "refuted" for line in lines) > len(lines) - required:
+        return "refuted"
+    return "underpowered"

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from sparsebench.findings.answer import Answer, Figure, Verdict, of_lines
+from sparsebench.findings.answer import Answer, Figure, Verdict, of_enough, of_lines
 from sparsebench.findings.joint import Percentile, Resampled
 from sparsebench.findings.piecewise import where_reached
 from sparsebench.findings.results import Replicates, Results, Sheet
@@ -43,14 +43,7 @@ def answer(rule: LengthTolerance, results: Results) -> Answer:
         alpha = rule.alpha / max(1, len(unit.tasks) - rule.required + 1)
         lines = [_task(rule, results, unit, name, alpha) for name in unit.tasks]
         figures += lines
-        holding = sum(line.verdict == "holds" for line in lines)
-        refuted = sum(line.verdict == "refuted" for line in lines)
-        verdict: Verdict = "underpowered"
-        if holding >= rule.required:
-            verdict = "holds"
-        elif refuted > len(lines) - rule.required:
-            verdict = "refuted"
-        verdicts.append(verdict)
+        verdicts.append(of_enough(lines, rule.required))
     said = ", ".join(f"{unit.name}: {verdict}" for unit, verdict in zip(rule.units, verdicts, strict=True))
     return Answer(of_lines(verdicts), said, figures)
 

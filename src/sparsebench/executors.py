@@ -6,7 +6,7 @@ import json
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from sparsebench.plan import Plan
@@ -109,14 +109,15 @@ class Group:
     system: str
     methods: str
     cost: float
+    leads: bool
 
     @classmethod
-    def of(cls, cells: list[PlannedCell]) -> Group:
+    def of(cls, cells: list[PlannedCell], leads: bool = False) -> Group:
         """Cells with one system and stack."""
         spec = cells[0].spec
         system = json.dumps([spec.system.kind, spec.system.ref, spec.system.dtype])
         methods = json.dumps([[[m.method, m.knobs] for m in spec.stack], spec.calibration, spec.seed], sort_keys=True)
-        return cls(cells, system, methods, sum(cell.flops for cell in cells))
+        return cls(cells, system, methods, sum(cell.flops for cell in cells), leads)
 
     def divided(self, limit: float) -> Iterator[Group]:
         """Parts of at most `limit` cost, or of one cell, in the order of the cells."""
@@ -124,11 +125,11 @@ class Group:
         cost = 0.0
         for cell in self.cells:
             if part and cost + cell.flops > limit:
-                yield Group(part, self.system, self.methods, cost)
+                yield replace(self, cells=part, cost=cost)
                 part, cost = [], 0.0
             part.append(cell)
             cost += cell.flops
-        yield Group(part, self.system, self.methods, cost)
+        yield replace(self, cells=part, cost=cost)
 
 
 SHARE = 0.5
@@ -141,7 +142,9 @@ def groups(cells: Iterable[PlannedCell], workers: int) -> list[Group]:
     A stack on many tasks would else hold up the end of a run on many workers. Parts of a divided group share system and
     methods, so a worker that stays with them prepares them once.
     """
-    whole = [Group.of(group) for group in grouped(cells)]
+    cells = list(cells)
+    baselines = {cell.placement.baseline for cell in cells}
+    whole = [Group.of(group, any(cell.id in baselines for cell in group)) for group in grouped(cells)]
     if workers == 1:
         return whole
     limit = SHARE * sum(group.cost for group in whole) / workers

@@ -1,4 +1,4 @@
-"""The order in which workers take groups of cells: what a worker has loaded first, the longest first."""
+"""The order in which workers take groups of cells: what a worker has loaded first, then baselines, then the longest."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ class Work(Protocol):
         system: What has to be loaded for it.
         methods: What is prepared once for all groups that share it.
         cost: Predicted work, in any unit.
+        leads: Whether cells of other groups are compared with cells of this one.
     """
 
     @property
@@ -29,20 +30,31 @@ class Work(Protocol):
     def cost(self) -> float:
         """See the class."""
 
+    @property
+    def leads(self) -> bool:
+        """See the class."""
+
 
 W = TypeVar("W", bound=Work)
 
 
 @dataclass
 class _Batch(Generic[W]):
-    """Groups that share system and methods, the longest first."""
+    """Groups that share system and methods, baselines and then the longest first."""
 
     groups: deque[W] = field(default_factory=deque)
     cost: float = 0.0
+    leads: bool = False
+
+    @property
+    def rank(self) -> tuple[bool, float]:
+        """The largest goes first: a run that is cut short has then the baselines of all that it finished."""
+        return self.leads, self.cost
 
     def add(self, group: W) -> None:
         self.groups.append(group)
         self.cost += group.cost
+        self.leads |= group.leads
 
     def take(self) -> W:
         group = self.groups.popleft()
@@ -54,8 +66,9 @@ class Schedule(Generic[W]):
     """Groups that wait for a worker.
 
     A worker that has a system loaded stays with it, and with the methods that it has prepared, as long as there is
-    work for them. Else it takes up the system with the most work left for each worker that has it loaded. Longest
-    first keeps the last workers from waiting for one another (Graham 1969: at most 4/3 of the shortest time).
+    work for them. Else it takes up the system with the most work left for each worker that has it loaded, and there
+    what others are compared with before all else. Longest first keeps the last workers from waiting for one another
+    (Graham 1969: at most 4/3 of the shortest time).
 
     Args:
         groups: All groups.
@@ -64,7 +77,7 @@ class Schedule(Generic[W]):
     def __init__(self, groups: Iterable[W]) -> None:
         self._systems: dict[str, dict[str, _Batch[W]]] = {}
         self._loaded: dict[str, int] = {}
-        for group in sorted(groups, key=lambda group: -group.cost):
+        for group in sorted(groups, key=lambda group: (not group.leads, -group.cost)):
             self.put(group)
 
     def __len__(self) -> int:
@@ -96,7 +109,7 @@ class Schedule(Generic[W]):
         batches = self._systems[system]
         methods = last.methods if last is not None and last.methods in batches and last.system == system else None
         if methods is None:
-            methods = max(batches, key=lambda name: batches[name].cost)
+            methods = max(batches, key=lambda name: batches[name].rank)
         group = batches[methods].take()
         if not batches[methods].groups:
             del batches[methods]

@@ -126,6 +126,20 @@ def test_a_stack_on_many_tasks_is_divided_between_workers():
     assert [len(group.cells) for group in groups(cells, 4)] == [3] * 8
 
 
+@pytest.mark.parametrize("workers", [1, 3, 8])
+def test_what_others_are_compared_with_is_begun_first(workers):
+    cells = [cell(i, 5, 0, 9.0) for i in range(8)] + [cell(i + 8, 0, 0, 1.0) for i in range(8)]
+    of = {c.id: cells[i + 8].id for i, c in enumerate(cells[:8])}
+    cells = [
+        c.model_copy(update={"placement": c.placement.model_copy(update={"baseline": of.get(c.id)})}) for c in cells
+    ]
+    schedule: Schedule[Group] = Schedule(groups(cells, workers))
+    begun = []
+    while (group := schedule.take(None)) is not None:
+        begun += [c.id for c in group.cells]
+    assert set(begun[:8]) == set(of.values())
+
+
 @pytest.mark.parametrize("workers", [1, 2, 7, 1000])
 def test_workers_together_use_no_more_threads_than_there_are_cores(workers, monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)

@@ -170,9 +170,12 @@ def attend_masked(view: AttentionView, keep: torch.Tensor) -> torch.Tensor:
             keep = keep.reshape(rows, kv_heads, view.group, -1)
         out = scaled_dot_product_attention(folded, view.key, view.value, attn_mask=keep, scale=view.scaling)
         return torch.nan_to_num(out.reshape(rows, heads, 1, -1))
-    out = scaled_dot_product_attention(
-        view.query, view.key, view.value, attn_mask=keep, scale=view.scaling, enable_gqa=view.group > 1
-    )
+    key, value, grouped = view.key, view.value, view.group > 1
+    if grouped and view.query.device.type == "cuda":
+        # There, no fused kernel takes both a mask and groups; the one that is left writes all scores to memory.
+        key, value = (x.repeat_interleave(view.group, dim=1) for x in (key, value))
+        grouped = False
+    out = scaled_dot_product_attention(view.query, key, value, attn_mask=keep, scale=view.scaling, enable_gqa=grouped)
     return torch.nan_to_num(out)
 
 

@@ -203,13 +203,13 @@ class Lanes:
             return
         width = max(len(own) for own in slots)
         padded = np.stack([np.pad(own, (0, width - len(own)), mode="edge") for own in slots])
+        source, target = torch.from_numpy(padded), torch.tensor(places)
         for layer in store.layers:
             pair = store.layer(layer)
+            source, target = source.to(pair[0].device), target.to(pair[0].device)
             if layer not in self._layers:
                 key, value = (x.new_zeros((self.lanes, x.shape[1], self.capacity, x.shape[2])) for x in pair)
                 self._layers[layer] = (key, value)
-            source = torch.from_numpy(padded).to(pair[0].device)
-            target = torch.tensor(places, device=pair[0].device)
             for lane, kept in zip(self._layers[layer], pair, strict=True):
                 lane[target, :, :width] = kept[source].transpose(1, 2)
 

@@ -8,7 +8,7 @@ those of one process and of `--processes` that share the index, each with a part
 Vectors are synthetic, in the likeness of SPLADE's on MS MARCO: about 120 terms a document and 49 a query, of a
 vocabulary of 30,522; terms by Zipf's law, drawn in topics so that terms come together; weights log-normal, the frequent
 ones smaller. Printed are build time, bytes, recall of the exact first 10, queries a second, and the largest memory of
-the process, vectors included.
+the process that builds and asks the index, vectors included. Engines that differ in how they ask share an index.
 """
 
 from __future__ import annotations
@@ -16,9 +16,11 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
+import queue
 import resource
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -64,27 +66,50 @@ def vectors(count: int, mean_terms: int, seed: int) -> CSR:
     return compact(sparse.csr_array(sparse.vstack(parts, format="csr")))
 
 
-def seismic(query_cut: int, heap_factor: float) -> Callable[[CSR], Index]:
+@dataclass(frozen=True)
+class Engine:
+    """How an index is built and asked.
+
+    Attributes:
+        name: What rows call it.
+        build: Makes the index; engines with one `index` share it.
+        index: What the index is called.
+        asked: What becomes of the queries.
+        tune: What is set in the index before it is asked.
+    """
+
+    name: str
+    build: Callable[[CSR], Any]
+    index: str = ""
+    asked: Callable[[CSR], CSR] = lambda queries: queries
+    tune: Callable[[Any], None] = lambda index: None
+
+
+def seismic(name: str, query_cut: int, heap_factor: float) -> Engine:
     def build(docs: CSR) -> Index:
-        from sparsebench.retrieval.seismic import Blocks, SeismicIndex
+        from sparsebench.retrieval.seismic import SeismicIndex
 
-        return SeismicIndex(docs, Blocks(query_cut=query_cut, heap_factor=heap_factor))
+        return SeismicIndex(docs)
 
-    return build
+    def tune(index: Any) -> None:
+        index.blocks = replace(index.blocks, query_cut=query_cut, heap_factor=heap_factor)
 
+    return Engine(name, build, "seismic", tune=tune)
 
-Engine = tuple[Callable[[CSR], Index], Callable[[CSR], CSR]]
 
 ENGINES: dict[str, Engine] = {
-    "exact": (InvertedIndex, lambda queries: queries),
-    "query 10 terms": (InvertedIndex, lambda queries: keep_largest(queries, 10)),
-    "document 50 %": (lambda docs: InvertedIndex(prune_documents(docs, 0.5)), lambda queries: queries),
-    "term 50 %": (lambda docs: InvertedIndex(prune_terms(docs, 0.5)), lambda queries: queries),
-    "quantile 50 %": (lambda docs: InvertedIndex(prune_postings(docs, 0.5)), lambda queries: queries),
-    "8 bits": (lambda docs: InvertedIndex(*quantise(docs, 8)), lambda queries: queries),
-    "seismic": (seismic(10, 0.9), lambda queries: queries),
-    "seismic 5 terms": (seismic(5, 0.9), lambda queries: queries),
-    "seismic 20 terms": (seismic(20, 1.0), lambda queries: queries),
+    engine.name: engine
+    for engine in (
+        Engine("exact", InvertedIndex, "inverted"),
+        Engine("query 10 terms", InvertedIndex, "inverted", lambda queries: keep_largest(queries, 10)),
+        Engine("document 50 %", lambda docs: InvertedIndex(prune_documents(docs, 0.5))),
+        Engine("term 50 %", lambda docs: InvertedIndex(prune_terms(docs, 0.5))),
+        Engine("quantile 50 %", lambda docs: InvertedIndex(prune_postings(docs, 0.5))),
+        Engine("8 bits", lambda docs: InvertedIndex(*quantise(docs, 8))),
+        seismic("seismic 5 terms", 5, 0.9),
+        seismic("seismic", 10, 0.9),
+        seismic("seismic 20 terms", 20, 1.0),
+    )
 }
 
 
@@ -138,39 +163,75 @@ def main() -> None:
     heads = ("of CPU time", f"{given.processes} proc.", "postings", "GiB")
     print(f"{'engine':16} {'build s':>8} {'MiB':>8} {'recall@10':>10} {'queries/s':>10}", *(f"{h:>11}" for h in heads))
     exact: Hits | None = None
-    rows = []
-    with threads(1):
-        for name in dict.fromkeys(["exact", *chosen]):
-            row, exact = report(name, docs, queries, given, exact)
+    rows: list[dict[str, Any]] = []
+    engines = [ENGINES[name] for name in dict.fromkeys(["exact", *chosen])]
+    by_index: dict[str, list[Engine]] = {}
+    for engine in engines:
+        by_index.setdefault(engine.index or engine.name, []).append(engine)
+    for members in by_index.values():
+        for row, hits in apart(lambda members=members, exact=exact: report(members, docs, queries, given, exact)):
             rows.append(row)
+            exact = exact or hits
             if given.out:
                 given.out.write_text(json.dumps(summary(docs, queries, given, rows), indent=1) + "\n")
 
 
-def report(name: str, docs: CSR, queries: CSR, given: Any, exact: Hits | None) -> tuple[dict[str, Any], Hits]:
-    """Print one engine's line; return it, and the exact ranking."""
-    build, asked = ENGINES[name]
-    start = time.perf_counter()
-    index: Any = build(docs)
-    built = time.perf_counter() - start
-    hits = index.search(asked(queries), K)
-    exact = exact or hits
-    alone, processor = rate(index, asked(queries), given.seconds, 1)
-    row = {
-        "engine": name,
-        "build_s": built,
-        "index_mib": index.nbytes / 2**20,
-        "recall@10": recall_of_exact(exact, hits, K),
-        "queries_per_second_1": alone,
-        "queries_per_processor_second": processor,
-        "queries_per_second": rate(index, asked(queries), given.seconds, given.processes)[0],
-        "postings_per_query": None if hits.touched is None else float(hits.touched.mean()),
-        "peak_gib": peak(),
-    }
-    touched = "" if hits.touched is None else f"{hits.touched.mean():.0f}"
-    figures = f"{built:8.1f} {row['index_mib']:8.0f} {row['recall@10']:10.4f} {alone:10.1f} {processor:11.1f}"
-    print(f"{name:16} {figures} {row['queries_per_second']:11.1f} {touched:>11} {row['peak_gib']:11.2f}", flush=True)
-    return row, exact
+def apart(work: Callable[[], Iterator[Any]]) -> Iterator[Any]:
+    """What `work` yields in a process of its own, so that its memory is its own too."""
+    fork = multiprocessing.get_context("fork")
+    answers: Any = fork.Queue()
+
+    def send() -> None:
+        for answer in work():
+            answers.put(answer)
+        answers.put(None)
+
+    worker = fork.Process(target=send)
+    worker.start()
+    while True:
+        try:
+            answer = answers.get(timeout=1)
+        except queue.Empty:
+            if worker.is_alive():
+                continue
+            raise SystemExit(f"an engine's process ended with code {worker.exitcode}") from None
+        if answer is None:
+            break
+        yield answer
+    worker.join()
+
+
+def report(
+    engines: Sequence[Engine], docs: CSR, queries: CSR, given: Any, exact: Hits | None
+) -> Iterator[tuple[dict[str, Any], Hits]]:
+    """Build the index that engines share; print each one's line; yield it and what it found."""
+    with threads(1):
+        start = time.perf_counter()
+        index = engines[0].build(docs)
+        built = time.perf_counter() - start
+        building = peak()
+        for engine in engines:
+            engine.tune(index)
+            asked = engine.asked(queries)
+            hits = index.search(asked, K)
+            exact = exact or hits
+            alone, processor = rate(index, asked, given.seconds, 1)
+            row = {
+                "engine": engine.name,
+                "build_s": built,
+                "index_mib": index.nbytes / 2**20,
+                "recall@10": recall_of_exact(exact, hits, K),
+                "queries_per_second_1": alone,
+                "queries_per_processor_second": processor,
+                "queries_per_second": rate(index, asked, given.seconds, given.processes)[0],
+                "postings_per_query": None if hits.touched is None else float(hits.touched.mean()),
+                "peak_gib": max(building, peak()),
+            }
+            touched = "" if hits.touched is None else f"{hits.touched.mean():.0f}"
+            figures = f"{built:8.1f} {row['index_mib']:8.0f} {row['recall@10']:10.4f} {alone:10.1f} {processor:11.1f}"
+            rest = f"{row['queries_per_second']:11.1f} {touched:>11} {row['peak_gib']:11.2f}"
+            print(f"{engine.name:16} {figures} {rest}", flush=True)
+            yield row, hits
 
 
 def summary(docs: CSR, queries: CSR, given: Any, rows: list[dict[str, Any]]) -> dict[str, Any]:

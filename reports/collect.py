@@ -74,7 +74,7 @@ COLUMNS: dict[str, tuple[str, str]] = {
     "flips_gained": (WHOLE, "Samples that the baseline has wrong and this cell right."),
     "noise": (NUMBER, "Absolute change of the metric between two runs of the baseline (A/A)."),
     "chance": (NUMBER, "What guessing reaches."),
-    "calibration": (TEXT, "Calibration text and its hash."),
+    "calibration": (TEXT, "Calibration text, its hash and the seed of its draw where that is not 0."),
     "compare_group": (TEXT, "Within what scores were compared: row, layer, block, global."),
     "stats_pass": (TEXT, "How calibration statistics were taken: dense or sequential."),
     "scope": (TEXT, "Which tokens count in an activation sparsity."),
@@ -278,7 +278,8 @@ def _calibration(calibration: dict[str, Any] | None) -> str:
         return ""
     name = calibration.get("name") or calibration.get("data") or ""
     content = next((calibration[k] for k in ("hash", "sha256", "content", "content_hash") if calibration.get(k)), "")
-    return f"{name} {str(content)[:12]}".strip()
+    seed = f", seed {calibration['seed']}" if calibration.get("seed") else ""
+    return f"{name} {str(content)[:12]}".strip() + seed
 
 
 def _variant(item: Judged, *names: str) -> str:

@@ -86,6 +86,8 @@ def verdict_text(row: dict[str, Any]) -> str:
 COLUMNS = (
     Column("method", _method),
     Column("config", lambda r: printable(r["config"], 40), rank=7),
+    Column("calibration", lambda r: printable(r["calibration"], 48), rank=9),
+    Column("seed", lambda r: notation.count(r["seed"]), number=True, rank=8),
     Column("budget", lambda r: printable(r["budget"], 24)),
     Column("sparsity", lambda r: notation.percent(r["sparsity"]), number=True, rank=2),
     Column("FLOPs", lambda r: notation.ratio(r["flops_ratio"]), number=True, rank=4),
@@ -142,13 +144,38 @@ def print_terminal(table: pd.DataFrame, console: Console | None = None) -> None:
     console.print(terminal(table, console.width), markup=False, highlight=False)
 
 
+TELLING = ("config", "calibration", "seed")
+"""Columns that are shown where rows could not be told apart without them, whatever the room."""
+
+
+def _telling(rows: Sequence[dict[str, Any]]) -> set[str]:
+    """Those of `TELLING` in which rows of one method, budget and metric differ."""
+    values: dict[tuple[Any, ...], dict[str, set[str]]] = {}
+    texts = {column.title: column.text for column in COLUMNS}
+    for row in rows:
+        alike = values.setdefault((row["role"], row["method"], row["budget"], row["metric"]), {t: set() for t in TELLING})
+        for title in TELLING:
+            alike[title].add(texts[title](row))
+    return {title for alike in values.values() for title in TELLING if len(alike[title]) > 1}
+
+
 def _fitting(rows: Sequence[dict[str, Any]], width: int) -> list[Column]:
-    """The columns that have something to show and room to show it."""
+    """The columns that have something to show and room to show it, and those that tell rows apart."""
     lengths = {c.title: max(cell_len(c.text(row)) for row in rows) for c in COLUMNS}
-    shown = [column for column in COLUMNS if lengths[column.title] or column.rank == 0]
-    while sum(max(cell_len(c.title), lengths[c.title]) + 3 for c in shown) > width and any(c.rank for c in shown):
-        shown.remove(max(shown, key=lambda c: c.rank))
+    needed = _telling(rows) | {column.title for column in COLUMNS if column.rank == 0}
+    shown = [column for column in _columns(rows) if lengths[column.title] or column.rank == 0]
+    while sum(max(cell_len(c.title), lengths[c.title]) + 3 for c in shown) > width:
+        spare = [column for column in shown if column.title not in needed]
+        if not spare:
+            break
+        shown.remove(max(spare, key=lambda c: c.rank))
     return shown
+
+
+def _columns(rows: Sequence[dict[str, Any]]) -> list[Column]:
+    """All columns, less those of calibration and seed where they tell nothing apart."""
+    needed = _telling(rows)
+    return [column for column in COLUMNS if column.title not in ("calibration", "seed") or column.title in needed]
 
 
 def _grid(rows: Sequence[dict[str, Any]], width: int) -> Table:
@@ -181,9 +208,10 @@ def markdown(table: pd.DataFrame) -> str:
     lines: list[str] = []
     for title, rows in groups(table):
         lines += [f"### {escape_markdown(title)}", ""]
-        lines.append("| " + " | ".join(column.title for column in COLUMNS) + " |")
-        lines.append("| " + " | ".join("---:" if column.number else "---" for column in COLUMNS) + " |")
-        lines += ["| " + " | ".join(escape_markdown(column.text(row)) for column in COLUMNS) + " |" for row in rows]
+        columns = _columns(rows)
+        lines.append("| " + " | ".join(column.title for column in columns) + " |")
+        lines.append("| " + " | ".join("---:" if column.number else "---" for column in columns) + " |")
+        lines += ["| " + " | ".join(escape_markdown(column.text(row)) for column in columns) + " |" for row in rows]
         failed = [row for row in rows if row["status"] == "failed"]
         lines += [
             "",
@@ -239,9 +267,10 @@ def _plain(value: Any, whole: bool) -> Any:
 
 def latex(table: pd.DataFrame) -> str:
     """The headline rows as LaTeX tables for `booktabs`."""
-    shown = [c for c in COLUMNS if c.title != "config"]
     parts = ["% needs \\usepackage{booktabs,amssymb}"]
     for title, rows in groups(table):
+        telling = _telling(rows)
+        shown = [column for column in _columns(rows) if column.title != "config" or column.title in telling]
         parts += [
             "\\begin{table}",
             f"\\caption{{{_latex(title)}}}",

@@ -22,6 +22,9 @@ from sparsebench.errors import InputError, MissingError
 from sparsebench.retrieval.hits import Hits, best
 from sparsebench.retrieval.sparse_vectors import CSR
 
+DOCUMENTS_AT_ONCE = 50_000
+"""Documents that are handed over at a time: what is copied for that is as large."""
+
 
 @dataclass(frozen=True)
 class Blocks:
@@ -66,16 +69,18 @@ class SeismicIndex:
         self.size, self._terms = docs.shape
         if not docs.nnz:
             raise InputError("Seismic: no document has a term")
-        docs = docs.copy()
-        docs.sort_indices()
+        if not docs.has_sorted_indices:
+            docs = docs.sorted_indices()
         self._string = seismic.get_seismic_string()
         data = seismic.SeismicDataset(self._terms)
-        data.add_documents_by_id(
-            [str(number) for number in range(self.size)],
-            docs.indices.astype(np.int64),
-            docs.data.astype(np.float32),
-            docs.indptr.astype(np.int64),
-        )
+        for first in range(0, self.size, DOCUMENTS_AT_ONCE):
+            ends = docs.indptr[first : first + DOCUMENTS_AT_ONCE + 1].astype(np.int64)
+            data.add_documents_by_id(
+                [str(first + number) for number in range(len(ends) - 1)],
+                docs.indices[ends[0] : ends[-1]].astype(np.int64),
+                docs.data[ends[0] : ends[-1]].astype(np.float32),
+                ends - ends[0],
+            )
         with _muted():
             self._index: Any = seismic.SeismicIndex.build_from_dataset(
                 data,

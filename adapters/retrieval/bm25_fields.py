@@ -10,6 +10,7 @@ from pydantic import Field
 from sparsebench.adapters.card import MethodCard
 from sparsebench.adapters.retrieval.base import Vectors
 from sparsebench.adapters.retrieval.bm25 import Bm25
+from sparsebench.errors import InputError
 
 if TYPE_CHECKING:
     from sparsebench.retrieval.collection import Collection
@@ -37,11 +38,13 @@ class Bm25Fields(Bm25):
         """Weights of every term in every field; counts of the query's terms, times the fields' weights.
 
         Raises:
-            InputError: No document has a term in any field that counts.
+            InputError: No document has a title, or none has a term in any field that counts.
         """
         from sparsebench.retrieval.bm25 import BM25, Analyser
         from sparsebench.retrieval.fields import FieldsIndex
 
+        if not any(collection.titles):
+            raise InputError(f"bm25-fields on {collection.name}: no document has a title", "bm25 is the same there")
         start = time.perf_counter()
         config = BM25(self.k1, self.b, self.method, Analyser(self.stemmer, self.stopwords))
         fields = ((collection.titles, self.title), (collection.texts, self.text))

@@ -66,6 +66,7 @@ def hardware(device: str = "cpu") -> str:
 def commit() -> tuple[str | None, bool | None]:
     """Commit of the source tree that runs, and whether it has changes; (None, None) for an installed package.
 
+    Results that were stored in the tree change no number and do not count as changes.
     Where the tree was copied without its history, `SPARSEBENCH_COMMIT` names the commit; changes are then unknown.
     """
     named = os.environ.get("SPARSEBENCH_COMMIT", "")
@@ -76,7 +77,8 @@ def commit() -> tuple[str | None, bool | None]:
         top = subprocess.run(["git", "-C", here, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10)
         if top.returncode:
             return None, None
-        dirty = subprocess.run(["git", "-C", here, "status", "--porcelain"], capture_output=True, text=True, timeout=20)
+        asked = ["git", "-C", here, "status", "--porcelain", "--", ":/", ":(top,exclude)leaderboard/results"]
+        dirty = subprocess.run(asked, capture_output=True, text=True, timeout=20)
     except (OSError, subprocess.SubprocessError):
         return None, None
     return top.stdout.strip(), bool(dirty.stdout.strip())

@@ -24,7 +24,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "grids": [
             {
                 **{"name": "g", "system": "lexical", "baseline": "", "tasks": ["documentation-search"]},
-                "methods": ["bm25", {"method": "bm25-fields", "knobs": {"title": 0.5}}],
+                "methods": ["bm25", {"method": "bm25", "knobs": {"b": 0.5}}],
             }
         ],
     }

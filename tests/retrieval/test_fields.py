@@ -64,6 +64,16 @@ def test_the_adapter_weights_fields() -> None:
     assert set(runs[0.0]["q2"]) == set() and set(runs[1.0]["q2"]) == {"d2"}
 
 
+def test_the_adapter_refuses_documents_without_titles() -> None:
+    plain = Collection.from_dicts("plain", {"d": {"title": "", "text": "wing"}}, {"q": "wing"}, {"q": {"d": 1}})
+    method: Any = adapters.get("bm25-fields").configure({})
+    with (
+        method.attach(EncoderSystem("lexical", "lexical", "", None), Prepared(), None) as retriever,
+        pytest.raises(InputError, match="no document has a title"),
+    ):
+        retriever.retrieve(plain, 1)
+
+
 @pytest.fixture(scope="module")
 def splade(splade_folder: Path) -> EncoderSystem:
     return EncoderSystem("sparse-encoder", "path:splade", "f", splade_folder)

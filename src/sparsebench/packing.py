@@ -90,7 +90,7 @@ def pack(store: Store, out: Path, text_up_to: int | None = None) -> Packed:
                 _add(archive, "suite.json", suite.read_bytes())
             for cell in cells:
                 files = dict(_files(cell, text_up_to))
-                shortened += files["record.json"] != (cell.folder / "record.json").read_bytes()
+                shortened += bool(json.loads(files["record.json"]).get("left_out"))
                 for name, content in files.items():
                     _add(archive, f"cells/{cell.id}/{name}", content)
         aside.replace(out)
@@ -111,19 +111,19 @@ def _files(cell: StoredCell, text_up_to: int | None) -> Iterator[tuple[str, byte
     if path is None:
         yield "record.json", record
         return
-    samples = path.read_bytes()
-    without, gone = (samples, []) if text_up_to is None else _without_text(samples, text_up_to)
+    samples, gone = _plain(path.read_bytes(), text_up_to)
+    plain = json.loads(record) | {"samples_sha256": hashlib.sha256(samples).hexdigest()}
     if gone:
-        plain = json.loads(record)
-        plain["samples_sha256"] = hashlib.sha256(without).hexdigest()
         plain["left_out"] = gone
-        record = (json.dumps(plain, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode()
-    yield "record.json", record
-    yield "samples.parquet", without
+    yield "record.json", (json.dumps(plain, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode()
+    yield "samples.parquet", samples
 
 
-def _without_text(content: bytes, most: int) -> tuple[bytes, list[str]]:
-    """Samples without their texts, and the names of the columns that are gone; as they are where they are few."""
+def _plain(content: bytes, most: int | None) -> tuple[bytes, list[str]]:
+    """Samples in plain pages, without their texts where there are more than `most`; and the columns that are gone.
+
+    What cells have in common is found by the packing, where pages do not hide it: a third of the size.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -133,10 +133,9 @@ def _without_text(content: bytes, most: int) -> tuple[bytes, list[str]]:
         for field in table.schema
         if (pa.types.is_string(field.type) or pa.types.is_large_string(field.type)) and field.name not in KEPT_TEXT
     ]
-    if table.num_rows <= most or not gone:
-        return content, []
+    if most is None or table.num_rows <= most:
+        gone = []
     sink = io.BytesIO()
-    # Plain pages: what cells have in common is found by the packing, not hidden from it.
     pq.write_table(table.drop_columns(gone), sink, compression="none", use_dictionary=False)
     return sink.getvalue(), gone
 

@@ -7,7 +7,8 @@ import multiprocessing
 import os
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 Item = TypeVar("Item")
@@ -37,6 +38,18 @@ def each(work: Callable[[Item], Result], items: Sequence[Item], *, worth: bool) 
     finally:
         gc.unfreeze()
         _inherited.clear()
+
+
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """No search for garbage meanwhile: it would go through all objects of all records again and again."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
 
 
 def _may_fork() -> bool:

@@ -20,6 +20,7 @@ from sparsebench.errors import InputError, IntegrityError
 from sparsebench.metrics import Metric
 from sparsebench.packing import SUFFIX
 from sparsebench.remote import address
+from sparsebench.reports.processes import uncollected
 from sparsebench.store import Store, StoredCell
 
 Array = npt.NDArray[np.float64]
@@ -70,12 +71,13 @@ def short_names(paths: Sequence[Path]) -> list[str]:
 def _open(root: Path, name: str) -> Source:
     store = Store.open(root)
     source = Source(name.removesuffix(SUFFIX), store.root, store.suite(), {})
-    for identity in store.ids():
-        try:
-            source.cells[identity] = store.read(identity)
-        except IntegrityError as error:
-            # The path of this machine says nothing to a reader of a report.
-            source.broken[identity] = error.message.replace(f"{store.cells_folder / identity}{os.sep}", "")
+    with uncollected():
+        for identity in store.ids():
+            try:
+                source.cells[identity] = store.read(identity)
+            except IntegrityError as error:
+                # The path of this machine says nothing to a reader of a report.
+                source.broken[identity] = error.message.replace(f"{store.cells_folder / identity}{os.sep}", "")
     return source
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 try:
@@ -25,7 +25,7 @@ _guard = threading.Lock()
 _held: set[tuple[int, str, str]] = set()
 """(process, file, cell): locks of a file exclude other processes only, and this the other threads."""
 _files: dict[str, int] = {}
-"""Descriptors by path. They stay open: closing any descriptor of a file drops all locks that the process has on it."""
+"""Descriptors by path, open while a lease is held: closing any one drops all locks that the process has on the file."""
 
 
 @contextmanager
@@ -45,13 +45,14 @@ def leased(folder: Path, identities: Iterable[str]) -> Iterator[frozenset[str]]:
 
 
 def _take(folder: Path, identity: str) -> bool:
-    path = str((folder / FILE).absolute())
+    path = os.path.realpath(folder / FILE)
     key = (os.getpid(), path, identity)
     with _guard:
         if key in _held:
             return False
         try:
             if not _lock(_descriptor(path), identity):
+                _close_unused(path)
                 return False
         except OSError:
             pass  # no locks here
@@ -60,14 +61,21 @@ def _take(folder: Path, identity: str) -> bool:
 
 
 def _release(folder: Path, identity: str) -> None:
-    path = str((folder / FILE).absolute())
+    path = os.path.realpath(folder / FILE)
     with _guard:
         _held.discard((os.getpid(), path, identity))
         if fcntl is not None and path in _files:
-            try:
+            with suppress(OSError):
                 fcntl.lockf(_files[path], fcntl.LOCK_UN, 1, _offset(identity))
-            except OSError:
-                pass
+        _close_unused(path)
+
+
+def _close_unused(path: str) -> None:
+    """A process that reads and writes many folders would else run out of descriptors."""
+    if path in _files and not any(held[:2] == (os.getpid(), path) for held in _held):
+        with suppress(OSError):
+            os.close(_files[path])
+        del _files[path]
 
 
 def _lock(descriptor: int, identity: str) -> bool:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -267,3 +268,12 @@ def test_two_runs_write_the_suite_in_turns(store):
         list(pool.map(lambda number: store.write_suite({"suite": {"suite": f"s{number}"}}), range(20)))
     assert store.suite()["suite"]["suite"].startswith("s")
     assert sorted(path.name for path in store.root.iterdir()) == ["cells", "suite.json"]
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="descriptors cannot be counted here")
+def test_no_descriptor_stays_open_for_a_folder(tmp_path: Path) -> None:
+    def written(name: str) -> int:
+        Store.create(tmp_path / name).write_suite({"suite": {}, "lock": {}})
+        return len(os.listdir("/proc/self/fd"))
+
+    assert written("first") == written("second")

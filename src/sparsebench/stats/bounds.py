@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Protocol
 
 import numpy as np
@@ -164,11 +165,7 @@ class Score:
 
     def lower(self, alpha: float) -> float:
         """The smallest difference that the test does not reject."""
-        z = float(special.ndtri(1 - alpha))
-        point = (self.gained - self.lost) / self.n
-        if point <= -1 or self._z(-1 + 1e-12, -0.5) <= z:
-            return -1.0
-        return float(optimize.brentq(lambda x: self._z(x, -0.5) - z, -1 + 1e-12, point, xtol=1e-12))
+        return _least_not_rejected(self, alpha)
 
     def upper(self, alpha: float) -> float:
         """The largest difference that the test does not reject."""
@@ -181,6 +178,15 @@ class Score:
     def p_below(self, x: float) -> float:
         """The lower tail of the score statistic."""
         return Score(self.lost, self.gained, self.n).p_above(-x)
+
+
+@lru_cache(maxsize=100_000)  # cells of one table often share their counts
+def _least_not_rejected(score: Score, alpha: float) -> float:
+    z = float(special.ndtri(1 - alpha))
+    point = (score.gained - score.lost) / score.n
+    if point <= -1 or score._z(-1 + 1e-12, -0.5) <= z:
+        return -1.0
+    return float(optimize.brentq(lambda x: score._z(x, -0.5) - z, -1 + 1e-12, point, xtol=1e-12))
 
 
 @dataclass(frozen=True)

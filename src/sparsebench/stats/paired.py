@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
 
@@ -99,8 +99,12 @@ class PairedSamples:
 
     def flips(self, cell: int) -> tuple[int, int]:
         """How many samples fell and how many rose: for binary metrics, answers lost and gained."""
-        dense, sparse = self.dense[:, cell], self.sparse[:, cell]
-        return int((sparse < dense).sum()), int((sparse > dense).sum())
+        fell, rose = self._flips
+        return fell[cell], rose[cell]
+
+    @cached_property
+    def _flips(self) -> tuple[list[int], list[int]]:
+        return (self.sparse < self.dense).sum(axis=0).tolist(), (self.sparse > self.dense).sum(axis=0).tolist()
 
     def rare(self, cell: int, *, seen: bool = True) -> Rare:
         """The exact bound on the share of samples that changed.
@@ -113,10 +117,16 @@ class PairedSamples:
             cell: Which cell.
             seen: False for the bound that would hold had no sample changed.
         """
-        weight = self.dense_weight[:, cell]
-        dense, sparse = self.dense[:, cell] / weight, self.sparse[:, cell] / self.sparse_weight[:, cell]
-        values = np.concatenate([dense, sparse])
-        span = 1.0 if self.kind == "binary" else float(np.ptp(values)) or math.inf
-        share = weight / weight.sum() * seen
-        n = effective_samples(dense, weight, self.index, self.clusters)
-        return Rare(float(share[sparse > dense].sum()), float(share[sparse < dense].sum()), n, span)
+        if cell not in self._rare:
+            weight = self.dense_weight[:, cell]
+            dense, sparse = self.dense[:, cell] / weight, self.sparse[:, cell] / self.sparse_weight[:, cell]
+            span = 1.0 if self.kind == "binary" else float(np.ptp(np.concatenate([dense, sparse]))) or math.inf
+            share = weight / weight.sum()
+            n = effective_samples(dense, weight, self.index, self.clusters)
+            self._rare[cell] = Rare(float(share[sparse > dense].sum()), float(share[sparse < dense].sum()), n, span)
+        found = self._rare[cell]
+        return found if seen else replace(found, gained=0.0, lost=0.0)
+
+    @cached_property
+    def _rare(self) -> dict[int, Rare]:
+        return {}

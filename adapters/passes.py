@@ -139,9 +139,15 @@ def read(system: CausalLM, calibration: Calibration) -> None:
 
 
 @contextmanager
-def attending(system: CausalLM) -> Iterator[None]:
-    """Within the context a plain call of the model attends as the attached policy says."""
-    if system.policy is None:
+def attending(system: CausalLM, through_engine: bool = False) -> Iterator[None]:
+    """Within the context a plain call of the model attends as the attached policy says.
+
+    Args:
+        system: The model.
+        through_engine: Attend as the engine does where no policy is attached: on a processor in bfloat16 that takes a
+            quarter off a pass (`engine.blocked`). It knows no gradients.
+    """
+    if system.policy is None and not (through_engine and system.packed):
         yield
         return
     from sparsebench.engine.attention import engaged
@@ -199,8 +205,9 @@ def block_by_block(
     """
     from sparsebench.systems.weights import prunable
 
+    system.see_dense()  # before the hooks would see its trials
     sites = prunable(system)
-    with torch.no_grad(), attending(system):
+    with torch.no_grad(), attending(system, through_engine=True):
         batches = [block_calls(system, ids.to(system.device)) for ids in calibration.batches(system.batch_tokens)]
         hidden = [calls[0].hidden for calls in batches]
         for index in range(len(system.blocks)):

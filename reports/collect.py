@@ -15,6 +15,7 @@ from sparsebench.records import MemberSpec
 from sparsebench.reports.claim_answer import tier_of
 from sparsebench.reports.comparisons import Judged, Judgement
 from sparsebench.reports.notation import printable
+from sparsebench.reports.processes import uncollected
 from sparsebench.reports.sources import Source, open_sources
 from sparsebench.reports.verdicts import judge
 from sparsebench.store import StoredCell
@@ -118,6 +119,7 @@ def collect(*results_folders: str | os.PathLike[str]) -> pd.DataFrame:
     return table_of(judge(sources), sources)
 
 
+@uncollected()
 def table_of(judged: Sequence[Judged], sources: Iterable[Source] = ()) -> pd.DataFrame:
     """The tidy table of judged cells, with the unreadable cells of their sources."""
     rows = [row for item in judged for row in _rows(item)]

@@ -153,7 +153,9 @@ def _telling(rows: Sequence[dict[str, Any]]) -> set[str]:
     values: dict[tuple[Any, ...], dict[str, set[str]]] = {}
     texts = {column.title: column.text for column in COLUMNS}
     for row in rows:
-        alike = values.setdefault((row["role"], row["method"], row["budget"], row["metric"]), {t: set() for t in TELLING})
+        alike = values.setdefault(
+            (row["role"], row["method"], row["budget"], row["metric"]), {t: set() for t in TELLING}
+        )
         for title in TELLING:
             alike[title].add(texts[title](row))
     return {title for alike in values.values() for title in TELLING if len(alike[title]) > 1}

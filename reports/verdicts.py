@@ -16,6 +16,7 @@ from dataclasses import replace
 
 from sparsebench.records import Outcome
 from sparsebench.reports.comparisons import Judged, Judgement, compare_cells
+from sparsebench.reports.processes import uncollected
 from sparsebench.reports.sequences import Levels, sequences
 from sparsebench.reports.sources import Source
 from sparsebench.stats import Comparison, benjamini_hochberg, holm, holm_of_sequences
@@ -29,6 +30,7 @@ TESTED_ROLES = ("method", "comparator")
 """Roles whose headline metrics make the gate; controls and bounds claim nothing."""
 
 
+@uncollected()
 def judge(sources: Sequence[Source], *, changes: int = 0) -> list[Judged]:
     """Every readable cell of some sources with its verdicts, in their order.
 

@@ -41,6 +41,15 @@ def test_input_gives_a_result_or_an_error_in_words(kinds, name, tmp_path, monkey
     assert said["refused"]  # the changes do damage
 
 
+@pytest.mark.parametrize(("name", "number"), [("task", 618), ("task", 1292), ("gguf", 1430), ("gguf", 401)])
+def test_inputs_that_once_broke_something(kinds, name, number, tmp_path, monkeypatch):
+    monkeypatch.setenv("SPARSEBENCH_CACHE", str(tmp_path / "cache"))
+    arena = tmp_path / "arena" / "input"
+    arena.mkdir(parents=True)
+    outcome, found = fuzzing.attempt(kinds[name], number, arena)
+    assert outcome in ("result", "refused") and found is None, found
+
+
 def test_seeds_are_valid(kinds, tmp_path, monkeypatch):
     monkeypatch.setenv("SPARSEBENCH_CACHE", str(tmp_path / "cache"))
     for kind in kinds.values():

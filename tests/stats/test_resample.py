@@ -1,8 +1,10 @@
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from scipy import stats
 
-from sparsebench.stats.clusters import ClusterSums, linearise
+from sparsebench.stats.clusters import ClusterSums, cluster_index, linearise
 from sparsebench.stats.resample import bootstrap, bootstrap_counts, sign_flip
 from sparsebench.stats.scale import DIFFERENCE, EXP_DIFFERENCE, RELATIVE
 
@@ -111,3 +113,11 @@ def test_a_dominant_cluster_lowers_the_degrees_of_freedom():
     weight = np.array([[100.0], *[[1.0]] * 20])
     data = ClusterSums(weight, weight, weight * np.random.default_rng(0).normal(size=(21, 1)), weight)
     assert linearise(data, DIFFERENCE).df[0] < 0.5
+
+
+@given(st.lists(st.tuples(st.integers(0, 60), st.booleans()), min_size=1, max_size=40))
+def test_clusters_are_numbered_alike_whatever_their_labels_are(samples: list[tuple[int, bool]]) -> None:
+    labels, present = (np.array(x) for x in zip(*samples, strict=True))
+    for other in (labels.astype(float), np.char.zfill(labels.astype(str), 4)):
+        (index, count), (wanted, clusters) = cluster_index(labels, present), cluster_index(other, present)
+        assert count == clusters and index.tolist() == wanted.tolist()

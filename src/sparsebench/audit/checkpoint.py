@@ -205,7 +205,7 @@ def _gguf(file: Path) -> Iterator[StoredTensor]:
     except (ValueError, OSError, IndexError, KeyError) as error:
         raise IntegrityError(f"{file}: not a GGUF file: {error}", "get the file again") from None
     for tensor in reader.tensors:
-        shape = tuple(int(size) for size in tensor.shape)[::-1]
+        shape = tuple(int(size) for size in tensor.shape)[::-1] or (1,)  # a tensor without dimensions is one number
         bits = 8.0 * int(tensor.n_bytes) / max(1, int(tensor.n_elements))
         yield StoredTensor(tensor.name, shape, tensor.tensor_type.name, bits, False, _dequantised(tensor, shape))
 

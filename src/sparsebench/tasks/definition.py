@@ -105,7 +105,9 @@ class TaskDefinition(BaseModel):
         named = {**data, "task": f"{data.get('task')}-{length}", "title": f"{data.get('title')}, {length:,} tokens"}
         if data.get("type") == "perplexity":
             return {**named, "window": length}
-        return {**named, "options": {**(data.get("options") or {}), "length": length}}
+        options = data.get("options") or {}
+        # Options that are no mapping stay as they are, for the validation to name.
+        return {**named, "options": {**options, "length": length} if isinstance(options, dict) else options}
 
     @property
     def definition_hash(self) -> str:

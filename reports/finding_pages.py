@@ -47,7 +47,7 @@ def _view(finding: Finding, sources: Sequence[Source]) -> dict[str, Any]:
             found = reproduce(finding, [source.root for source in sources])
             status, reason, figures = found.answer.verdict, found.answer.reason, found.answer.figures
             trial = "; tasks were cut short, so that this is a trial and no reproduction" if found.limited else ""
-            scope = f"{notation.printable(found.model, 200)}, and no other model{trial}"
+            scope = f"{notation.model_name(found.model)}, and no other model{trial}"
         except SparseBenchError as error:
             status, reason = "underpowered", f"the rule cannot be applied: {error.message}"
     return {

@@ -47,10 +47,10 @@ def browser() -> Iterator[Any]:
 
 
 @pytest.fixture(scope="module")
-def axe(request: pytest.FixtureRequest) -> str:
-    """The source of axe-core."""
-    assert request.config.cache is not None
-    folder = request.config.cache.mkdir("axe-core")
+def axe(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The source of axe-core; fetched once where pytest has a cache."""
+    cache = getattr(request.config, "cache", None)
+    folder = cache.mkdir("axe-core") if cache is not None else tmp_path_factory.mktemp("axe-core")
     place = folder / f"axe-{AXE_VERSION}.min.js"
     if not place.is_file():
         npm = shutil.which("npm")
@@ -152,6 +152,7 @@ def column(page: Any, name: str) -> list[str]:
         const at = [...table.tHead.rows[0].cells].findIndex((th) => th.textContent.trim() === name);
         return [...table.tBodies[0].rows].map((row) => row.cells[at].dataset.n ?? row.cells[at].textContent.trim());
     }"""
+    page.locator("table.leaderboard").wait_for()  # a page that a link leads to may not be there yet
     return page.evaluate(script, name)  # type: ignore[no-any-return]
 
 

@@ -57,9 +57,15 @@ class Systems:
         return self.runs[key]
 
 
+def titled(text: str) -> dict[str, str]:
+    """A document whose title and text, joined by a space, are `text`."""
+    title, _, rest = text.partition(" ")
+    return {"title": title, "text": rest}
+
+
 @cache
 def collection() -> Collection:
-    """Documentation: 60 documents, and the 12 queries that look for some of them."""
+    """Documentation: 60 documents, the first word of each its title, and the 12 queries that look for some of them."""
     from sparsebench.data.embedded.docs_collection import collection as documentation
 
     whole = documentation()
@@ -68,7 +74,7 @@ def collection() -> Collection:
     docs = sorted(wanted | set(list(whole.corpus)[:60]))
     return Collection.from_dicts(
         "documentation",
-        {doc: whole.corpus[doc] for doc in docs},
+        {doc: titled(whole.corpus[doc]["text"]) for doc in docs},
         {query: whole.queries[query] for query in chosen},
         {query: whole.qrels[query] for query in chosen},
     )

@@ -39,7 +39,7 @@ environment() {
     fi
   fi
   echo "Installing SparseBench into $venv; the first time this takes some minutes." >&2
-  "$venv/bin/python" -m pip install --quiet --disable-pip-version-check 'pip>=25.1'
-  (cd "$root" && "$venv/bin/python" -m pip install --quiet --constraint constraints.txt --editable . "$@")
+  "$venv/bin/python" -m pip install -qq --disable-pip-version-check 'pip>=25.1'
+  (cd "$root" && "$venv/bin/python" -m pip install -qq --constraint constraints.txt --editable . "$@")
   echo "$wanted" >"$stamp"
 }

@@ -17,6 +17,7 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
 import time
 import traceback
 from collections import Counter
@@ -28,6 +29,7 @@ from typing import Any
 
 import torch
 import yaml
+from tqdm import tqdm
 
 from sparsebench.errors import SparseBenchError
 from sparsebench.store import Store
@@ -170,6 +172,7 @@ class Driver:
             torch.set_num_threads(1)
             os.environ["OMP_NUM_THREADS"] = "1"  # of workers: sums of floats depend on it
             gc.freeze()  # what the parent made needs no collecting here
+            unshare_progress_lock()
             self._note_writes()
             prepare()
             if "command" in options:
@@ -263,6 +266,14 @@ class Driver:
         """When it stored which cell."""
         lines = self.computed.read_text().splitlines() if self.computed.exists() else []
         return [(float(at), cell) for at, cell in (line.split() for line in lines)]
+
+
+def unshare_progress_lock() -> None:
+    """Give progress bars a lock of this process: their own is one of all forks, which one killed within it holds for ever."""
+    lock, kinds = threading.RLock(), [tqdm]
+    for kind in kinds:
+        kind.set_lock(lock)
+        kinds += kind.__subclasses__()
 
 
 def gone(pid: int, patience: float = 20.0) -> bool:
@@ -494,6 +505,7 @@ def file_half_written(arena: Arena, moment: Moment) -> Aftermath:
     files = sorted(p for p in driver.out.glob("cells/[0-9a-f]*/*") if p.is_file())
     spoiled = 0
     if files:
+        time.sleep(0.02)  # the times of files go by ticks: an edit has another one than what it edits
         path = random_.choice(files)
         content = path.read_bytes()
         cut = random_.randrange(len(content))

@@ -9,12 +9,15 @@ import hashlib
 import http.server
 import json
 import random
+import signal
 import threading
+import time
 from pathlib import Path
 
 import faults
 import pytest
 from faults import Arena, Moment
+from tqdm.auto import tqdm
 
 from sparsebench.data import downloads
 from sparsebench.data.downloads import fetch_url
@@ -47,6 +50,24 @@ def test_no_cell_is_lost_or_doubled_or_changed(arena, fault, moment):
     except (PermissionError, FileNotFoundError) as error:
         pytest.skip(f"{fault} cannot be done here: {error}")
     assert found.good, found
+
+
+def test_a_driver_killed_within_a_lock_of_progress_bars_holds_up_nobody(arena):
+    driver = faults.Driver(arena.suite, arena.out(), prepare=lambda: [tqdm.get_lock().acquire(), time.sleep(60)])
+    while not driver.log.exists():
+        time.sleep(0.01)
+    time.sleep(0.2)
+    driver.signal(signal.SIGKILL)
+    driver.wait()
+
+    def take() -> None:
+        with tqdm.get_lock():
+            pass
+
+    free = threading.Thread(target=take, daemon=True)
+    free.start()
+    free.join(10)
+    assert not free.is_alive()
 
 
 class _Stopping(http.server.BaseHTTPRequestHandler):

@@ -193,6 +193,7 @@ def attached(
     """
     import json
 
+    dense = system
     with ExitStack() as contexts:
         states: list[Prepared] = []
         before: list[Any] = []
@@ -215,5 +216,26 @@ def attached(
             states.append(prepared)
             before.append([adapter.card.id, adapter.config, budget.to_dict() if budget else None])
         acting = [entry for member, entry in zip(stack, before, strict=True) if member.adapter.acts_in_prefill()]
-        contexts.enter_context(system.prefilling(json.dumps([text, acting])))
-        yield system, states
+        prefill = json.dumps([text, acting])
+        contexts.enter_context(system.prefilling(prefill))
+
+        outer = dense.lifting
+
+        @contextmanager
+        def lifted() -> Iterator[None]:
+            contexts.close()
+            try:
+                with outer():
+                    yield
+            finally:
+                for member, state in zip(stack, states, strict=True):
+                    contexts.enter_context(member.adapter.attach(dense, state, member.budget))
+                contexts.enter_context(dense.prefilling(prefill))
+
+        # Systems that a method replaces by another object cannot be put back under the one that is in use.
+        if system is dense:
+            dense.lifting = lifted
+        try:
+            yield system, states
+        finally:
+            dense.lifting = outer

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 from collections.abc import Iterable, Sequence
@@ -10,6 +11,7 @@ from typing import Any
 import pandas as pd
 
 from sparsebench.budget import Budget
+from sparsebench.cost import PHASES
 from sparsebench.errors import SparseBenchError
 from sparsebench.records import MemberSpec
 from sparsebench.reports.claim_answer import tier_of
@@ -50,6 +52,7 @@ COLUMNS: dict[str, tuple[str, str]] = {
     "delta_high": (NUMBER, "Upper end."),
     "verdict": (TEXT, "What may be concluded, after correction for many tests."),
     "seconds": (NUMBER, "Wall time, where mode is `executed`; a mask over dense work has no speed."),
+    "speed": (TEXT, "Measured speed-ups of the same methods, knobs, budgets and model where they were executed."),
     "peak_memory": (WHOLE, "Largest resident memory of the process, bytes."),
     "energy": (NUMBER, "Joules, where mode is `executed` and the platform measures them."),
     "hardware": (TEXT, "Where it was computed."),
@@ -122,7 +125,8 @@ def collect(*results_folders: str | os.PathLike[str]) -> pd.DataFrame:
 @uncollected()
 def table_of(judged: Sequence[Judged], sources: Iterable[Source] = ()) -> pd.DataFrame:
     """The tidy table of judged cells, with the unreadable cells of their sources."""
-    rows = [row for item in judged for row in _rows(item)]
+    speeds = measured_speeds(item.cell for item in judged)
+    rows = [row for item in judged for row in _rows(item, speeds)]
     for source in sources:
         rows += [_unreadable(source, cell, problem) for cell, problem in source.broken.items()]
     table = pd.DataFrame(rows, columns=list(COLUMNS))
@@ -142,8 +146,8 @@ def _clean(texts: pd.Series[Any]) -> pd.Series[Any]:
     return texts.map({text: printable(text) for text in texts.unique()}).astype("str")
 
 
-def _rows(item: Judged) -> list[dict[str, Any]]:
-    shared = _cell_columns(item)
+def _rows(item: Judged, speeds: dict[str, str]) -> list[dict[str, Any]]:
+    shared = {**_cell_columns(item), "speed": speeds.get(_executed_alike(item.cell), "") if speeds else ""}
     if not item.judgements:
         problem = item.problem or "no metric was recorded"
         return [{**shared, "metric": "", "verdict": "failed", "status": "failed", "reason": problem}]
@@ -249,6 +253,28 @@ def _metric_columns(judgement: Judgement) -> dict[str, Any]:
         "flips_gained": c.gained,
         "n_clusters": c.n_clusters,
     }
+
+
+def measured_speeds(cells: Iterable[StoredCell]) -> dict[str, str]:
+    """What was measured of each stack, by `_executed_alike`: `prefill 1.62x, decode 1.01x (speed-2048)`.
+
+    A quality row may be of another task, mode or dtype than the row that was timed; the cells of that task say more.
+    """
+    found: dict[str, list[str]] = {}
+    for cell in cells:
+        speed = cell.record.outcome.speed
+        ups = [f"{phase} {speed[name]:.2f}x" for phase in PHASES if (name := f"{phase} speed-up") in speed]
+        if ups and cell.spec.stack and cell.spec.mode == "executed":
+            found.setdefault(_executed_alike(cell), []).append(f"{', '.join(ups)} ({cell.spec.task.id})")
+    return {alike: "; ".join(sorted(set(texts))) for alike, texts in found.items()}
+
+
+def _executed_alike(cell: StoredCell) -> str:
+    """The same for cells of one model, one seed and one stack, whatever the mode, the task and the dtype."""
+    members = [m.model_dump(mode="json") for m in cell.spec.stack]
+    for member in members:
+        member["knobs"].pop("mode", None)
+    return json.dumps([cell.spec.system.ref, cell.spec.system.fingerprint, cell.spec.seed, members], sort_keys=True)
 
 
 def method_name(cell: StoredCell) -> str:

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from sparsebench.account import Account
 from sparsebench.cost import Phase
 from sparsebench.errors import InputError
 from sparsebench.explain import explain
@@ -83,7 +82,7 @@ def speed_bounds(folders: Iterable[str | os.PathLike[str]], times: TimeShares) -
             if cell.record.outcome.status != "ok" or not cell.spec.stack:
                 continue
             made = explain(cell, look_up=False).account
-            left = left_of(made, times.phase) if made is not None else {}
+            left = made.left(times.phase) if made is not None else {}
             if not left:
                 continue
             after = {part: share * left.get(part, 1.0) for part, share in times.shares.items()}
@@ -101,20 +100,6 @@ def speed_bounds(folders: Iterable[str | os.PathLike[str]], times: TimeShares) -
                 }
             )
     return pd.DataFrame(rows, columns=COLUMNS).sort_values(["task", "method", "cell"], ignore_index=True)
-
-
-def left_of(account: Account, phase: Phase) -> dict[str, float]:
-    """Share of the dense FLOPs of each part that a cell left in a phase; the work of choosing counts as attention's.
-
-    Nothing where the phase did not run.
-    """
-    lines = [line for line in account.lines if line.phase == phase and line.unit == "flops"]
-    dense = {part: sum(line.dense for line in lines if line.item == part) for part in ("linear", "attention", "head")}
-    sparse = {part: sum(line.sparse for line in lines if line.item == part) for part in dense}
-    sparse["attention"] += sum(line.sparse for line in lines if line.item in ("index", "correction"))
-    if not dense["linear"] or not dense["attention"]:
-        return {}
-    return {part: sparse[part] / whole for part, whole in dense.items() if whole}
 
 
 def _speedup(cell: StoredCell, baseline: StoredCell | None) -> float:

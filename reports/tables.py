@@ -96,6 +96,7 @@ COLUMNS = (
     Column("delta", _delta, number=True),
     Column("interval", _interval, number=True, rank=3),
     Column("n", lambda r: notation.count(r["n"]), number=True, rank=6),
+    Column("speed", lambda r: printable(r["speed"], 60), rank=5),
     Column("verdict", verdict_text),
 )
 
@@ -175,9 +176,9 @@ def _fitting(rows: Sequence[dict[str, Any]], width: int) -> list[Column]:
 
 
 def _columns(rows: Sequence[dict[str, Any]]) -> list[Column]:
-    """All columns, less those of calibration and seed where they tell nothing apart."""
-    needed = _telling(rows)
-    return [column for column in COLUMNS if column.title not in ("calibration", "seed") or column.title in needed]
+    """All columns, less calibration and seed where they tell nothing apart, and a speed that nothing has."""
+    needed = _telling(rows) | ({"speed"} if any(row["speed"] for row in rows) else set())
+    return [c for c in COLUMNS if c.title not in ("calibration", "seed", "speed") or c.title in needed]
 
 
 def _grid(rows: Sequence[dict[str, Any]], width: int) -> Table:

@@ -94,7 +94,7 @@ def _planned(suite: Suite, stored: dict[str, Any]) -> tuple[list[_Planned], int]
     cells, noise = [], set()
     for grid in suite.grids:
         for task in (ids.get(entry.task, entry.task) for entry in grid.tasks):
-            for entry in grid.methods:
+            for entry in grid.rows:
                 ref = str((systems.get(entry.system or grid.system) or {}).get("ref") or "")
                 if entry.noise is not None:
                     noise.add((ref, task, entry.noise.dtype, entry.noise.batch_tokens))

@@ -150,6 +150,20 @@ class Account:
         """Bytes read for a decoded token, over the dense model's."""
         return self.ratio("bytes", "decode")
 
+    def left(self, phase: Phase) -> dict[str, float]:
+        """Share of the dense FLOPs of each part that is left in a phase; the work of choosing counts as attention's.
+
+        Nothing where the phase did not run.
+        """
+        lines = [line for line in self.lines if line.phase == phase and line.unit == "flops"]
+        parts = ("linear", "attention", "head")
+        dense = {part: sum(line.dense for line in lines if line.item == part) for part in parts}
+        sparse = {part: sum(line.sparse for line in lines if line.item == part) for part in parts}
+        sparse["attention"] += sum(line.sparse for line in lines if line.item in ("index", "correction"))
+        if not dense["linear"] or not dense["attention"]:
+            return {}
+        return {part: sparse[part] / whole for part, whole in dense.items() if whole}
+
 
 def account(
     shape: ModelShape,

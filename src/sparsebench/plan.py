@@ -179,9 +179,7 @@ def _grid_cells(
     limit: int | None,
     device: str,
 ) -> Iterator[PlannedCell]:
-    methods = list(grid.methods)
-    if grid.baseline == DENSE and not any(m.method == DENSE and m.noise is None for m in methods):
-        methods.insert(0, MethodEntry(method=DENSE))
+    methods = grid.rows
     family = _family(methods)
     for task in grid.tasks:
         wanted = min((x for x in (task.limit, limit) if x is not None), default=None)

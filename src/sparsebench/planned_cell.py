@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict
 
 from sparsebench import adapters
 from sparsebench.adapters.base import Sparsity
+from sparsebench.errors import InputError
 from sparsebench.identity import cell_id
 from sparsebench.records import CellSpec, MemberSpec, Placement, SystemSpec
 from sparsebench.suite import DENSE
@@ -54,8 +55,13 @@ def cell_of_stack(
         calibration: The calibration set's entry and hash, where a method reads one.
         batch_tokens: Tokens of one forward pass; no part of the identity.
         seed: The methods' seed; a method's own knob `seed`, where it has one and it is not 0, goes before it.
+
+    Raises:
+        InputError: The task times a method that masks dense work.
     """
     configured = [member.adapter for member in stack]
+    if bound.times:
+        _refuse_simulated(bound, configured)
     seed = next((s for a in configured if (s := getattr(a, "seed", 0))), seed)
     members = [
         MemberSpec(
@@ -90,6 +96,16 @@ def cell_of_stack(
         facts={"budgets": [m.budget.label for m in stack if m.budget], **_facts(configured)},
     )
     return PlannedCell(id=cell_id(spec.plain()), spec=spec, placement=placement, task=task, batch_tokens=batch_tokens)
+
+
+def _refuse_simulated(bound: BoundTask, stack: list[adapters.Adapter]) -> None:
+    for adapter in stack:
+        if _mode([adapter]) == "simulated":
+            able = "executed" in adapter.card.modes
+            raise InputError(
+                f"task {bound.spec.id} times methods; {adapter.card.id} is a mask over dense work, which has no speed",
+                "give it the knob mode: executed" if able else "no code here skips what it leaves out",
+            )
 
 
 def _mode(stack: list[adapters.Adapter]) -> Any:

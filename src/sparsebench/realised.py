@@ -36,7 +36,8 @@ def outcome_of(
     outcome = Outcome(status="ok", seconds=seconds)
     if system.kind != "causal-lm":
         return _retrieval(outcome, result)
-    return _language_model(outcome, system, stack, weights, bound)
+    outcome.speed = result.facts.pop("speed", {})
+    return _language_model(outcome, system, stack, weights, bound, result.facts.get("time_shares") or {})
 
 
 def _retrieval(outcome: Outcome, result: TaskResult) -> Outcome:
@@ -54,14 +55,20 @@ def _retrieval(outcome: Outcome, result: TaskResult) -> Outcome:
 
 
 def _language_model(
-    outcome: Outcome, system: Any, stack: list[Sparsity], weights: Weights, bound: BoundTask
+    outcome: Outcome,
+    system: Any,
+    stack: list[Sparsity],
+    weights: Weights,
+    bound: BoundTask,
+    shares: Mapping[str, Mapping[str, float]],
 ) -> Outcome:
     from sparsebench.account import Counted, account
     from sparsebench.cost import PHASES
+    from sparsebench.timeshares import amdahl
 
     sums = system.counters.sums
     outcome.counters = system.counters.to_dict()
-    outcome.decode_queries = sums.get("decode.tokens", 0.0) / max(1, bound.workload.samples)
+    outcome.decode_queries = sums.get("decode.tokens", 0.0) / max(1, bound.workload.counted or bound.workload.samples)
     families = {member.adapter.card.family for member in stack}
     if "pruning" in families:
         _weights(outcome, weights, _pattern(stack))
@@ -75,12 +82,16 @@ def _language_model(
     except InputError:
         return outcome  # an architecture whose cost is not modelled has none
     prefill, decode = (Counted.of(shape, sums, phase) for phase in PHASES)
-    lines = account(shape, prefill, decode, _storage(stack, weights), system.unreduced).lines
+    made = account(shape, prefill, decode, _storage(stack, weights), system.unreduced)
+    lines = made.lines
     outcome.flops = sum(line.sparse for line in lines if line.unit == "flops")
     outcome.flops_dense = sum(line.dense for line in lines if line.unit == "flops")
     if sums.get("decode.tokens"):
         outcome.bytes_per_token = sum(line.sparse for line in lines if line.unit == "bytes")
         outcome.bytes_per_token_dense = sum(line.dense for line in lines if line.unit == "bytes")
+    for phase in PHASES if outcome.speed else ():
+        if left := made.left(phase) if phase in shares else {}:
+            outcome.speed[f"{phase} speed-up, at most"] = amdahl(shares[phase], left)
     return outcome
 
 

@@ -172,6 +172,12 @@ class Grid(_Entry):
     baseline: str = DENSE
     """Label of the row that the others are paired with; `` for none."""
 
+    @property
+    def rows(self) -> list[MethodEntry]:
+        """The methods, with the dense row in front that others are paired with, where the suite leaves it out."""
+        there = any(entry.method == DENSE and entry.noise is None for entry in self.methods)
+        return list(self.methods) if there or self.baseline != DENSE else [MethodEntry(method=DENSE), *self.methods]
+
     @field_validator("tasks", mode="before")
     @classmethod
     def _short_tasks(cls, value: Any) -> Any:

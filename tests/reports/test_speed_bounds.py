@@ -10,7 +10,7 @@ import pytest
 from sparsebench.account import Account, Counted, Line, account
 from sparsebench.cost import ModelShape
 from sparsebench.errors import InputError
-from sparsebench.reports.speed_bounds import COLUMNS, TimeShares, left_of, speed_bounds
+from sparsebench.reports.speed_bounds import COLUMNS, TimeShares, speed_bounds
 from sparsebench.timeshares import PARTS
 
 SHARES = {"linear": 0.5, "attention": 0.4, "head": 0.05, "other": 0.05}
@@ -29,9 +29,9 @@ def test_what_is_left_by_hand() -> None:
         flops("decode", "attention", 4.0, 1.0),
         Line("decode", "bytes", "weights", "", 9.0, 1.0),
     )
-    assert left_of(Account(lines), "prefill") == {"linear": 0.5, "attention": pytest.approx(0.15)}
-    assert left_of(Account(lines), "decode") == {"linear": 1.0, "attention": 0.25}
-    assert left_of(Account(lines[:4]), "decode") == {}
+    assert Account(lines).left("prefill") == {"linear": 0.5, "attention": pytest.approx(0.15)}
+    assert Account(lines).left("decode") == {"linear": 1.0, "attention": 0.25}
+    assert Account(lines[:4]).left("decode") == {}
 
 
 def test_a_dense_account_leaves_all() -> None:
@@ -44,7 +44,7 @@ def test_a_dense_account_leaves_all() -> None:
         shape, {"prefill.tokens": 10.0, "prefill.causal_pairs": 55.0, "prefill.scored": 1.0}, "prefill"
     )
     nothing = Counted.of(shape, {}, "decode")
-    assert left_of(account(shape, counted, nothing), "prefill") == {"linear": 1.0, "attention": 1.0, "head": 1.0}
+    assert account(shape, counted, nothing).left("prefill") == {"linear": 1.0, "attention": 1.0, "head": 1.0}
 
 
 def test_shares_go_to_a_file_and_back(tmp_path: Path) -> None:

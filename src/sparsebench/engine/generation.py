@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -76,6 +77,8 @@ class Generator:
         self.nodes = trie.build(sequences, share=system.prefix_invariant)
         wanted = [np.array([len(node.tokens) - 1]) if node.sequences else None for node in self.nodes]
         self.run_tree = TreeRun(system, self.nodes, wanted, keep_leaves=True)
+        self.prefilled_at = 0.0
+        """`time.perf_counter()` when the last prompt so far was computed and its first token chosen."""
 
     def run(self) -> list[str]:
         """The generated texts, in the order of the prompts."""
@@ -111,6 +114,7 @@ class Generator:
             waiting.extend((request, node, token) for (_, node, request), token in zip(asked, chosen, strict=True))
 
         self.run_tree.run_chunk(chunk, first_tokens)
+        self.prefilled_at = time.perf_counter()
 
     def _admit(
         self, lanes: Lanes, free: deque[int], active: dict[int, _Lane], waiting: deque[tuple[int, int, int]]
@@ -229,6 +233,8 @@ def generate(system: CausalLM, prompts: Sequence[Prompt]) -> list[str]:
 def ended(system: CausalLM, prompt: Prompt, generated: Sequence[int]) -> str | None:
     """The text of the generated tokens if they end it (a stop token or string, or the limit), else None."""
     stopped = generated[-1] in prompt.stop_tokens
+    if not (stopped or prompt.until or len(generated) >= prompt.limit):
+        return None
     text = system.decode_tokens(generated[:-1] if stopped else generated)
     cuts = [text.find(stop) for stop in prompt.until if stop and stop in text]
     if not (stopped or cuts or len(generated) >= prompt.limit):

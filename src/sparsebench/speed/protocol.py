@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -18,6 +18,7 @@ from sparsebench.errors import InputError
 REPETITIONS = 9
 """The fewest repetitions of a published time."""
 RESAMPLES = 2000
+Time = TypeVar("Time")
 
 
 def timed(function: Callable[[], object]) -> float:
@@ -27,12 +28,12 @@ def timed(function: Callable[[], object]) -> float:
     return (time.perf_counter() - start) * 1000
 
 
-def in_turns(sides: Mapping[str, Callable[[], float]], repetitions: int = REPETITIONS) -> dict[str, list[float]]:
+def in_turns(sides: Mapping[str, Callable[[], Time]], repetitions: int = REPETITIONS) -> dict[str, list[Time]]:
     """Times of each side, one for each repetition; a first turn warms up and does not count."""
     names = list(sides)
     for name in names:
         sides[name]()
-    times: dict[str, list[float]] = {name: [] for name in names}
+    times: dict[str, list[Time]] = {name: [] for name in names}
     for number in range(repetitions):
         first = number % len(names)
         for name in names[first:] + names[:first]:

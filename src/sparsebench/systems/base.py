@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 
@@ -19,6 +19,12 @@ class System(ABC):
     kind: str
     ref: str
     fingerprint: str
+    lifting: Callable[[], AbstractContextManager[None]] = nullcontext
+    """What `lifted` enters: set for as long as something is attached."""
+
+    def lifted(self) -> AbstractContextManager[None]:
+        """The dense system for a while: what is attached is taken off, and put back when the context ends."""
+        return self.lifting()
 
     @contextmanager
     def prefilling(self, state: str) -> Iterator[None]:

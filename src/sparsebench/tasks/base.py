@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from sparsebench.metrics import Metric
 from sparsebench.records import DataFact, TaskSpec
@@ -25,6 +25,7 @@ class Workload:
         decode: Generated tokens at most.
         scored: Positions whose logits are needed.
         length: Typical length of a sequence.
+        counted: Sequences that the counters count; None: the samples.
     """
 
     samples: int
@@ -32,6 +33,7 @@ class Workload:
     decode: int = 0
     scored: int = 0
     length: int = 0
+    counted: int | None = None
 
 
 @dataclass
@@ -58,6 +60,8 @@ class BoundTask(ABC):
     """Which parts run as prefill and as decode: `prompt`, `context`, `window`."""
     data: list[DataFact]
     workload: Workload
+    times: ClassVar[bool] = False
+    """Whether the task times a system: then a method must really skip work."""
 
     def observe(self, system: System) -> None:
         """See the dense system before a method is attached to it; what is to be kept goes to `system.memory`."""

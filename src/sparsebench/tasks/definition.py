@@ -55,8 +55,8 @@ class TaskDefinition(BaseModel):
     version: int = Field(ge=1)
     title: str
     description: str = ""
-    family: Literal["knowledge", "language", "long-context", "reasoning", "retrieval"]
-    type: Literal["generate", "choice", "perplexity", "divergence", "continuation", "retrieval"]
+    family: Literal["knowledge", "language", "long-context", "reasoning", "retrieval", "speed"]
+    type: Literal["generate", "choice", "perplexity", "divergence", "continuation", "retrieval", "speed"]
     data: list[dict[str, Any]] = Field(default_factory=list)
     """Alternatives; the first that is there is used."""
     build: str = ""
@@ -68,9 +68,9 @@ class TaskDefinition(BaseModel):
     scorer: str = ""
     metrics: list[Metric] = Field(min_length=1)
     window: int = Field(default=1024, ge=2)
-    """Perplexity: tokens of a window; windows do not overlap."""
+    """Perplexity: tokens of a window; windows do not overlap. Speed: tokens of a prompt."""
     windows: int | None = Field(default=None, ge=1)
-    """Perplexity: windows at most, evenly spread over the text."""
+    """Perplexity: windows at most, evenly spread over the text. Speed: prompts of the batch."""
     score_from: int = 1
     """Perplexity: position of the first scored token of a window; below 0 it counts from the end."""
     decode: bool = False
@@ -100,10 +100,10 @@ class TaskDefinition(BaseModel):
     def at_length(cls, data: dict[str, Any], length: int) -> dict[str, Any]:
         """What a file with `lengths` says of the task at one length, which need not be among them.
 
-        The length is the window of a perplexity, and the builder's option `length` of anything else.
+        The length is the window of a perplexity or a speed, and the builder's option `length` of anything else.
         """
         named = {**data, "task": f"{data.get('task')}-{length}", "title": f"{data.get('title')}, {length:,} tokens"}
-        if data.get("type") == "perplexity":
+        if data.get("type") in ("perplexity", "speed"):
             return {**named, "window": length}
         options = data.get("options") or {}
         # Options that are no mapping stay as they are, for the validation to name.

@@ -116,6 +116,10 @@ def _task(definition: TaskDefinition) -> Task:
         from sparsebench.tasks.divergence import DivergenceTask
 
         return DivergenceTask(definition)
+    if definition.type == "speed":
+        from sparsebench.tasks.speed import SpeedTask
+
+        return SpeedTask(definition)
     if definition.type == "retrieval":
         from sparsebench.tasks.retrieval import RetrievalTask
 

@@ -7,7 +7,7 @@ and with many seeds. `executors.groups` groups and divides them and `schedule.Sc
 only the work itself is replaced by its time. Assumed:
 
 - A cell takes as long as the stored one did, times the size of its model, times a log-normal factor of sigma 0.3. The
-  scheduler knows none of that: it orders by predicted FLOPs, as ever.
+  scheduler knows of that what it knows in a run: predicted FLOPs, and the times of cells that are done.
 - Sizes of models are spread evenly on a log scale from 1 to 10 times that of the stored cells' model.
 - A worker starts in 10 s, and loads a model in `--load` seconds times the model's size when it has another one loaded.
 - What a method prepares (the stored seconds) is prepared again by each worker that takes up the method, and when it
@@ -33,7 +33,7 @@ from pathlib import Path
 from typing import Any
 
 from sparsebench import environment
-from sparsebench.executors import Group, groups
+from sparsebench.executors import Group, groups, kind_of
 from sparsebench.planned_cell import PlannedCell
 from sparsebench.schedule import Schedule
 from sparsebench.store import Store, StoredCell
@@ -173,7 +173,7 @@ def simulate(work: Work, workers: int, load: float) -> Simulated:
         workers: How many.
         load: Seconds to load the smallest model.
     """
-    schedule: Schedule[Group] = Schedule(groups(work.cells, workers))
+    schedule: Schedule[Group] = Schedule(groups(work.cells), workers)
     last: list[Group | None] = [None] * workers
     found = Simulated([START] * workers)
     free = [(START, index) for index in range(workers)]
@@ -181,6 +181,9 @@ def simulate(work: Work, workers: int, load: float) -> Simulated:
     driver = 0.0
     while free:
         now, index = heapq.heappop(free)
+        done = last[index]
+        for cell in done.cells if done is not None else ():
+            schedule.pace.learn(kind_of(cell), cell.flops, work.seconds[cell.id])
         began = time.perf_counter()
         group = schedule.take(last[index])
         took = time.perf_counter() - began

@@ -7,13 +7,14 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Protocol
 
 from sparsebench.plan import Plan
 from sparsebench.planned_cell import PlannedCell
 from sparsebench.process_workers import ProcessWorker
 from sparsebench.runner import CellDone, OnDone, Session, done_already, grouped, run_cells, store_failure
-from sparsebench.schedule import Schedule
+from sparsebench.schedule import Kind, Pace, Schedule
 from sparsebench.store import Store
 
 
@@ -108,7 +109,6 @@ class Group:
     cells: list[PlannedCell]
     system: str
     methods: str
-    cost: float
     leads: bool
 
     @classmethod
@@ -117,38 +117,38 @@ class Group:
         spec = cells[0].spec
         system = json.dumps([spec.system.kind, spec.system.ref, spec.system.dtype])
         methods = json.dumps([[[m.method, m.knobs] for m in spec.stack], spec.calibration, spec.seed], sort_keys=True)
-        return cls(cells, system, methods, sum(cell.flops for cell in cells), leads)
+        return cls(cells, system, methods, leads)
 
-    def divided(self, limit: float) -> Iterator[Group]:
-        """Parts of at most `limit` cost, or of one cell, in the order of the cells."""
-        part: list[PlannedCell] = []
-        cost = 0.0
+    @cached_property
+    def work(self) -> Counter[Kind]:
+        """See `Work`."""
+        found: Counter[Kind] = Counter()
         for cell in self.cells:
-            if part and cost + cell.flops > limit:
-                yield replace(self, cells=part, cost=cost)
-                part, cost = [], 0.0
-            part.append(cell)
-            cost += cell.flops
-        yield replace(self, cells=part, cost=cost)
+            found[kind_of(cell)] += cell.flops  # type: ignore[assignment]
+        return found
+
+    def cut(self, limit: float, pace: Pace) -> tuple[Group, Group | None]:
+        """See `Work`; cells stay in their order."""
+        spent, place = 0.0, 0
+        for place, cell in enumerate(self.cells):
+            spent += pace.seconds({kind_of(cell): cell.flops})
+            if place and spent > limit:
+                break
+        else:
+            return self, None
+        return replace(self, cells=self.cells[:place]), replace(self, cells=self.cells[place:])
 
 
-SHARE = 0.5
-"""The largest part of a worker's fair share of all work that one group may be."""
+def kind_of(cell: PlannedCell) -> Kind:
+    """Task and methods of a cell."""
+    return cell.spec.task.id, "+".join(member.method for member in cell.spec.stack)
 
 
-def groups(cells: Iterable[PlannedCell], workers: int) -> list[Group]:
-    """What the schedule hands out: cells with one system and stack, divided where that keeps a worker from waiting.
-
-    A stack on many tasks would else hold up the end of a run on many workers. Parts of a divided group share system and
-    methods, so a worker that stays with them prepares them once.
-    """
+def groups(cells: Iterable[PlannedCell]) -> list[Group]:
+    """What the schedule hands out: cells with one system and stack, of which it gives a worker as many as is well."""
     cells = list(cells)
     baselines = {cell.placement.baseline for cell in cells}
-    whole = [Group.of(group, any(cell.id in baselines for cell in group)) for group in grouped(cells)]
-    if workers == 1:
-        return whole
-    limit = SHARE * sum(group.cost for group in whole) / workers
-    return [part for group in whole for part in group.divided(limit)]
+    return [Group.of(group, any(cell.id in baselines for cell in group)) for group in grouped(cells)]
 
 
 def pool(
@@ -166,7 +166,7 @@ def pool(
     A worker that dies takes down the cell in flight only: it and the rest of its group go to another worker; a cell on
     which two workers died has failed.
     """
-    schedule = Schedule(groups(cells, workers.count))
+    schedule = Schedule(groups(cells), workers.count)
     died: Counter[str] = Counter()
     lock = threading.Lock()
     running: list[Worker] = []
@@ -203,7 +203,10 @@ def pool(
                     running.append(worker)
                 left = {cell.id: cell for cell in group.cells}
                 for done in worker.run(group.cells):
-                    del left[done.id]
+                    cell = left.pop(done.id)
+                    if done.status == "ok" and done.seconds:  # none where another run had stored it
+                        with lock:
+                            schedule.pace.learn(kind_of(cell), cell.flops, done.seconds)
                     said(done)
                     if stop.asked:
                         worker.kill()  # nothing is lost but what it has just begun
@@ -215,7 +218,7 @@ def pool(
             if worker is not None:
                 worker.close()
 
-    threads = [threading.Thread(target=serve, args=(i,)) for i in range(max(1, min(workers.count, len(schedule))))]
+    threads = [threading.Thread(target=serve, args=(i,)) for i in range(max(1, min(workers.count, len(cells))))]
     for thread in threads:
         thread.start()
     try:

@@ -33,7 +33,7 @@ from pathlib import Path
 from typing import Any
 
 from sparsebench import environment
-from sparsebench.executors import Group, groups, kind_of
+from sparsebench.executors import Group, groups, kind_of, predicted
 from sparsebench.planned_cell import PlannedCell
 from sparsebench.schedule import Schedule
 from sparsebench.store import Store, StoredCell
@@ -183,7 +183,7 @@ def simulate(work: Work, workers: int, load: float) -> Simulated:
         now, index = heapq.heappop(free)
         done = last[index]
         for cell in done.cells if done is not None else ():
-            schedule.pace.learn(kind_of(cell), cell.flops, work.seconds[cell.id])
+            schedule.pace.learn(kind_of(cell), predicted(cell), work.seconds[cell.id])
         began = time.perf_counter()
         group = schedule.take(last[index])
         took = time.perf_counter() - began

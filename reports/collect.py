@@ -106,6 +106,7 @@ COLUMNS: dict[str, tuple[str, str]] = {
 ORDER = ["suite", "family", "model", "grid", "task", "method", "config", "budget", "seed", "cell", "metric", "source"]
 
 
+@uncollected()
 def collect(*results_folders: str | os.PathLike[str]) -> pd.DataFrame:
     """The tidy table of one or more results folders: one row for each (source, cell, phase, metric).
 

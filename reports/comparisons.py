@@ -23,7 +23,7 @@ from sparsebench.store import StoredCell
 from sparsebench.suite import Conclude
 
 MANY = 1_000
-"""Cells from which on they are compared on all processors."""
+"""Cells from which on they are compared on all processors, so many at a time."""
 
 
 @dataclass
@@ -120,7 +120,7 @@ def compare_cells(sources: Sequence[Source], *, changes: int = 0) -> list[Judged
     cells = Cells(sources)
     rules = {source.name: conclusions(source) for source in sources}
     judged = [Judged(source, cell) for source, cell in cells]
-    groups = list(_groups(cells, judged))
+    groups = [piece for group in _groups(cells, judged) for piece in _pieces(*group)]
 
     def compared(group: tuple[StoredCell | str, list[Judged]]) -> list[tuple[list[Judgement], str, Changes | None]]:
         _compare_group(*group, rules, changes)
@@ -148,6 +148,12 @@ def _groups(cells: Cells, judged: Iterable[Judged]) -> Iterator[tuple[StoredCell
             why = "its baseline is not among the results" if named else "its grid names no baseline"
             groups.setdefault(("", why), (f"not compared: {why}", []))[1].append(item)
     yield from groups.values()
+
+
+def _pieces(baseline: StoredCell | str, members: list[Judged]) -> Iterator[tuple[StoredCell | str, list[Judged]]]:
+    """A group in parts for processors to share. A cell's resamples are its baseline's, in whatever part it is."""
+    for first in range(0, len(members), MANY):
+        yield baseline, members[first : first + MANY]
 
 
 @dataclass(frozen=True)

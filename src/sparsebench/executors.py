@@ -102,6 +102,10 @@ class Worker(Protocol):
         """Let it end."""
 
 
+LEAST = 1e9
+"""FLOPs that a cell counts as at least: without a model it has none, and takes its time all the same."""
+
+
 @dataclass(frozen=True)
 class Group:
     """Cells that are run together, as the schedule sees them."""
@@ -124,16 +128,18 @@ class Group:
         """See `Work`."""
         found: Counter[Kind] = Counter()
         for cell in self.cells:
-            found[kind_of(cell)] += cell.flops  # type: ignore[assignment]
+            found[kind_of(cell)] += predicted(cell)  # type: ignore[assignment]
         return found
 
     def cut(self, limit: float, pace: Pace) -> tuple[Group, Group | None]:
         """See `Work`; cells stay in their order."""
-        spent, place = 0.0, 0
+        spent, place, known = 0.0, 0, True
         for place, cell in enumerate(self.cells):
-            spent += pace.seconds({kind_of(cell): cell.flops})
-            if place and spent > limit:
+            spent += pace.seconds({kind_of(cell): predicted(cell)})
+            alone = not (known and pace.knows(kind_of(cell)))
+            if place and (alone or spent > limit):
                 break
+            known = not alone
         else:
             return self, None
         return replace(self, cells=self.cells[:place]), replace(self, cells=self.cells[place:])
@@ -142,6 +148,11 @@ class Group:
 def kind_of(cell: PlannedCell) -> Kind:
     """Task and methods of a cell."""
     return cell.spec.task.id, "+".join(member.method for member in cell.spec.stack)
+
+
+def predicted(cell: PlannedCell) -> float:
+    """Its FLOPs, for the schedule."""
+    return max(cell.flops, LEAST)
 
 
 def groups(cells: Iterable[PlannedCell]) -> list[Group]:
@@ -206,7 +217,7 @@ def pool(
                     cell = left.pop(done.id)
                     if done.status == "ok" and done.seconds:  # none where another run had stored it
                         with lock:
-                            schedule.pace.learn(kind_of(cell), cell.flops, done.seconds)
+                            schedule.pace.learn(kind_of(cell), predicted(cell), done.seconds)
                     said(done)
                     if stop.asked:
                         worker.kill()  # nothing is lost but what it has just begun

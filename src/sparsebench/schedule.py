@@ -32,6 +32,10 @@ class Pace:
             self._seconds[known] += seconds
             self._flops[known] += flops
 
+    def knows(self, kind: Kind) -> bool:
+        """Whether a cell of that kind is done."""
+        return kind in self._flops
+
     def seconds(self, work: Mapping[Kind, float]) -> float:
         """What an amount of work will take; in FLOPs where nothing is known yet."""
         return sum(flops * self._of(kind) for kind, flops in work.items())
@@ -70,7 +74,10 @@ class Work(Protocol):
         """See the class."""
 
     def cut(self, limit: float, pace: Pace) -> tuple[Self, Self | None]:
-        """A first part that takes at most so long, or is one cell, and the rest."""
+        """A first part that takes at most so long, or is one cell, and the rest.
+
+        A cell of a kind that the pace does not know is a part by itself: nobody knows what more of them would take.
+        """
 
 
 W = TypeVar("W", bound=Work)

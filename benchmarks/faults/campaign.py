@@ -98,6 +98,7 @@ def _row(arena: faults.Arena, name: str, moments: int, random_: random.Random) -
         "doubled": sum(item.doubled for item in found),
         "damaged": sum(item.damaged for item in found),
         "unequal": sum(item.unequal for item in found),
+        "replanned": sum(item.replanned for item in found),
         "left behind": sum(item.left_behind for item in found),
         "seconds to resume, median": round(statistics.median(resumed), 2) if resumed else None,
         "seconds to resume, largest": round(max(resumed), 2) if resumed else None,

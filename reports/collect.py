@@ -52,7 +52,6 @@ COLUMNS: dict[str, tuple[str, str]] = {
     "delta_high": (NUMBER, "Upper end."),
     "verdict": (TEXT, "What may be concluded, after correction for many tests."),
     "seconds": (NUMBER, "Wall time, where mode is `executed`; a mask over dense work has no speed."),
-    "speed": (TEXT, "Measured speed-ups of the same methods, knobs, budgets and model where they were executed."),
     "peak_memory": (WHOLE, "Largest resident memory of the process, bytes."),
     "energy": (NUMBER, "Joules, where mode is `executed` and the platform measures them."),
     "hardware": (TEXT, "Where it was computed."),
@@ -99,6 +98,7 @@ COLUMNS: dict[str, tuple[str, str]] = {
     "prepare_memory": (WHOLE, "Peak memory of that work above what there was before, bytes."),
     "bits_per_weight": (NUMBER, "Stored bits of a prunable weight, indices, scales and outliers included; dense: 16."),
     "bytes_per_token": (NUMBER, "Bytes read for a decoded token."),
+    "speed": (TEXT, "Measured speed-ups of the same methods, knobs, budgets and model where they were executed."),
 }
 """Columns of the tidy table: kind and meaning."""
 

@@ -158,7 +158,7 @@ class Environment(_Model):
     executor: str = "inline"
     batch_tokens: int | None = None
     batch_replans: int = 0
-    """Times that memory ran out and the batch was halved."""
+    """Times that memory ran out and the batch was halved, for this cell or one just before it."""
     started: str = ""
     """UTC, ISO 8601."""
 

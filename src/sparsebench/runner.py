@@ -84,7 +84,7 @@ class Session:
             raise IntegrityError(f"{wanted.ref} is not what was planned: its files changed meanwhile", "run it again")
         lm: Any = self.system
         if hasattr(lm, "batch_default"):
-            lm.batch_tokens = cell.batch_tokens or lm.batch_default
+            lm.plan_batch(cell.batch_tokens)
             lm.base_precision = cell.base_precision or lm.base_precision
         return self.system
 
@@ -290,7 +290,7 @@ def _run_cell(
     start = time.perf_counter()
     try:
         bound = session.task(cell, system)
-        result, replans = _evaluate(bound, system)
+        result = _evaluate(bound, system)
         outcome = outcome_of(system, stack, weights, bound, result, time.perf_counter() - start)
         outcome.metrics = [
             MetricValue(metric=m, value=m.value(result.samples), n=int(result.samples[m.column].notna().sum()))
@@ -306,7 +306,7 @@ def _run_cell(
             samples = samples.drop(columns=["response", "target"], errors="ignore")
         described = plain(system.describe())
         record = CellRecord(cell=cell.id, placement=cell.placement, outcome=outcome, system=described, data=bound.data)
-        store.write(cell.spec, record, _environment(cell, session, system, started, replans), samples)
+        store.write(cell.spec, record, _environment(cell, session, system, started), samples)
     except StorageError:
         raise
     except Exception as error:
@@ -328,21 +328,18 @@ def plain(value: Any) -> Any:
     return plain(value.tolist()) if hasattr(value, "tolist") else str(value)
 
 
-def _evaluate(bound: BoundTask, system: Any) -> tuple[TaskResult, int]:
-    """Evaluate; when memory runs out, halve the batch and begin anew. Returns how often that was."""
-    replans = 0
+def _evaluate(bound: BoundTask, system: Any) -> TaskResult:
+    """Evaluate; when memory runs out, halve the batch and begin anew. It stays so for the cells that follow at once."""
     while True:
         if hasattr(system, "counters"):
             system.counters.reset()
         try:
-            return bound.evaluate(system), replans
+            return bound.evaluate(system)
         except (MemoryError, RuntimeError) as error:
             if not memory.ran_out(error) or getattr(system, "batch_tokens", 0) < 128:
                 raise
         # Out of the except clause, so that the traceback's tensors are gone.
-        system.batch_tokens //= 2
-        system.max_lanes = max(1, system.max_lanes // 2)
-        replans += 1
+        system.halve_batch()
         memory.free()
 
 
@@ -352,7 +349,7 @@ def store_failure(cell: PlannedCell, error: Exception, store: Store, session: Se
     retryable = memory.ran_out(error) or isinstance(error, ChildProcessError)
     outcome = Outcome(status="failed", error=message[:2000], retryable=retryable)
     record = CellRecord(cell=cell.id, placement=cell.placement, outcome=outcome)
-    store.write(cell.spec, record, _environment(cell, session, None, datetime.now(UTC), 0), None)
+    store.write(cell.spec, record, _environment(cell, session, None, datetime.now(UTC)), None)
     return CellDone(cell.id, cell.placement.label, cell.spec.task.id, "failed", 0.0, cell.flops, message)
 
 
@@ -364,7 +361,7 @@ def _weights(system: System) -> Any:
     return weight_sparsity(system)  # type: ignore[arg-type]
 
 
-def _environment(cell: PlannedCell, session: Session, system: Any, started: datetime, replans: int) -> Environment:
+def _environment(cell: PlannedCell, session: Session, system: Any, started: datetime) -> Environment:
     import platform
 
     import torch
@@ -382,6 +379,6 @@ def _environment(cell: PlannedCell, session: Session, system: Any, started: date
         command=session.command,
         executor=session.executor,
         batch_tokens=getattr(system, "batch_tokens", cell.batch_tokens),
-        batch_replans=replans,
+        batch_replans=getattr(system, "halvings", 0),
         started=started.isoformat(timespec="seconds"),
     )

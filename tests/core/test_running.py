@@ -182,6 +182,27 @@ def test_when_memory_runs_out_the_batch_is_halved_and_that_is_recorded(small, ou
     assert cell.record.outcome.counters["prefill.tokens"] == 5 * 47  # of the last attempt only
 
 
+def test_cells_that_follow_in_a_halved_batch_say_so_and_the_next_group_begins_anew(small, out, monkeypatch):
+    real, lanes = BoundPerplexityTask.evaluate, []
+
+    def hungry(self, system):
+        lanes.append(system.max_lanes)
+        if system.batch_tokens > 300:
+            raise MemoryError
+        return real(self, system)
+
+    monkeypatch.setattr(BoundPerplexityTask, "evaluate", hungry)
+    systems = {**small.data["systems"], "stories": {**small.data["systems"]["stories"], "batch_tokens": 1024}}
+    tasks = [small.task("tiny-perplexity"), small.task("tiny-choice")]
+    methods = ["dense", {"method": "magnitude", "budgets": {"sparsity": 0.3}}]
+    grids = [{**small.data["grids"][0], "tasks": tasks, "methods": methods}]
+    run_suite(str(small.write(systems=systems, grids=grids)), out)
+    cells = stored(out).values()
+    assert all(c.environment.batch_tokens == 1024 >> c.environment.batch_replans for c in cells)
+    assert Counter(c.environment.batch_replans for c in cells if c.spec.task.id == "tiny-perplexity") == {2: 2}
+    assert lanes == [128, 64, 32] * 2
+
+
 def test_when_memory_never_suffices_the_cell_has_failed_and_may_be_tried_again(small, out, monkeypatch):
     def hungry(self, system):
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory")

@@ -91,8 +91,8 @@ class CausalLM(System):
             # cuDNN's attention builds a plan for every shape, and packed rows hardly ever have the same one twice.
             torch.backends.cuda.enable_cudnn_sdp(False)
         self.batch_default = batch_tokens or BATCH_TOKENS.get(self.device.type, BATCH_TOKENS["cpu"])
-        self.batch_tokens = self.batch_default
-        self.max_lanes = max_lanes or MAX_LANES.get(self.device.type, MAX_LANES["cpu"])
+        self.lanes_default = max_lanes or MAX_LANES.get(self.device.type, MAX_LANES["cpu"])
+        self.plan_batch(None)
         self.flow: Flow | None = None
         self.policy: AttentionPolicy | None = None
         self.prefix_invariant = True
@@ -112,6 +112,18 @@ class CausalLM(System):
         parameter = next(model.parameters())
         self.dtype: torch.dtype = parameter.dtype
         self.base_precision = base_precision or str(self.dtype).removeprefix("torch.")
+
+    def plan_batch(self, tokens: int | None) -> None:
+        """Set the batch to so many tokens; None: what suits the device."""
+        self.batch_tokens, self.max_lanes = tokens or self.batch_default, self.lanes_default
+        self.halvings = 0
+        """How often the batch was halved since, for want of memory."""
+
+    def halve_batch(self) -> None:
+        """Halve the batch, until it is planned anew."""
+        self.batch_tokens //= 2
+        self.max_lanes = max(1, self.max_lanes // 2)
+        self.halvings += 1
 
     @property
     def config(self) -> Any:

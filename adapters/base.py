@@ -232,10 +232,20 @@ def attached(
                     contexts.enter_context(member.adapter.attach(dense, state, member.budget))
                 contexts.enter_context(dense.prefilling(prefill))
 
-        # Systems that a method replaces by another object cannot be put back under the one that is in use.
         if system is dense:
             dense.lifting = lifted
+        else:  # a method put another object in its place, under which nothing can be put back
+            system.lifting = refuse_lifting
         try:
             yield system, states
         finally:
             dense.lifting = outer
+
+
+def refuse_lifting() -> AbstractContextManager[None]:
+    """What `System.lifted` does where a method is a system of its own.
+
+    Raises:
+        InputError: Always.
+    """
+    raise InputError("what is attached cannot be taken off for a while: it is another system than the dense one")

@@ -63,8 +63,9 @@ def _able(cell: StoredCell, seconds: float) -> bool:
     outcome = cell.record.outcome
     dtypes = ("float32", str(resolve_dtype("auto", "cpu")).removeprefix("torch."))
     here = cell.environment.device == "cpu" and cell.spec.system.dtype in dtypes
-    timed = "prefill speed-up" in outcome.speed  # its samples are times
-    return here and not timed and outcome.status == "ok" and outcome.seconds + outcome.prepare_seconds <= seconds
+    return (
+        here and not outcome.timed and outcome.status == "ok" and outcome.seconds + outcome.prepare_seconds <= seconds
+    )
 
 
 def _row(item: Judged) -> dict[str, Any]:

@@ -77,8 +77,7 @@ def _counts(cell: StoredCell, samples: Samples) -> Iterator[Found]:
     if limit is not None and rows > limit:
         yield "error", "samples", f"{rows} samples, limited to {limit}"
     decoded = outcome.counters.get("decode.tokens", 0.0)
-    timed = "prefill speed-up" in outcome.speed  # its samples are repetitions, its counters of one run of a batch
-    expected = outcome.facts.get("batch") if timed else rows
+    expected = outcome.facts.get("batch") if outcome.timed else rows
     if decoded and outcome.decode_queries and round(decoded / outcome.decode_queries) != expected:
         counted = round(decoded / outcome.decode_queries)
         yield "error", "samples", f"{expected} samples, the counters are of {counted}"

@@ -142,6 +142,11 @@ class Outcome(_Model):
     facts: dict[str, Any] = Field(default_factory=dict)
     """Facts of methods (thresholds, layer ratios) and tasks (windows, tokens counted)."""
 
+    @property
+    def timed(self) -> bool:
+        """Whether the samples are repetitions of one batch that was timed, and the counters of one of them."""
+        return "prefill speed-up" in self.speed
+
 
 class Environment(_Model):
     """Where and with what a cell was computed."""

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 import re
+from contextlib import contextmanager
 
 import models
 import pytest
 import torch
 
 from sparsebench.adapters import attached, create
+from sparsebench.adapters.base import Sparsity
+from sparsebench.budget import Budget
 from sparsebench.errors import InputError, UnknownNameError
 from sparsebench.reports.collect import collect
 from sparsebench.reports.tables import render
@@ -74,6 +77,7 @@ def test_counts_are_those_of_one_run_and_the_system_comes_back(stack):
     assert list(after) == list(before) and all(torch.equal(before[name], after[name]) for name in before)
     assert len(result.samples) == 3
     assert (result.samples[["prefill", "decode", "first_token_ms", "token_ms"]] > 0).all(axis=None)
+    assert result.facts["attention of transformers"] == "sdpa"
     found = result.facts["speed"]
     for phase in ("prefill", "decode"):
         assert found[f"{phase} speed-up, low"] <= found[f"{phase} speed-up"] <= found[f"{phase} speed-up, high"]
@@ -127,6 +131,19 @@ def test_lifting_and_nesting_leave_every_level_as_it_was():
         assert len(system.model.model.layers) == kept < blocks
     with system.lifted():
         assert len(system.model.model.layers) == blocks
+
+
+def test_what_is_another_system_than_the_dense_one_is_not_taken_for_it():
+    class Wrapping(type(create("magnitude", sparsity=0.5).adapter)):
+        @contextmanager
+        def attach(self, system, prepared, budget):
+            yield CausalLM(system.model, system.tokenizer)
+
+    system = tiny()
+    with attached(system, [Sparsity(Wrapping(), Budget("sparsity", 0.5))]) as (other, _):
+        assert other is not system
+        with pytest.raises(InputError, match="cannot be taken off"):
+            bound(other).evaluate(other)
 
 
 def test_simulated_methods_are_refused_when_they_are_planned(small, tmp_path):

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from sparsebench.systems.base import System
+    from sparsebench.tasks.definition import TaskDefinition
 
 
 @dataclass(frozen=True)
@@ -88,3 +89,17 @@ class Task(ABC):
         Raises:
             MissingError: The data is not to be had.
         """
+
+
+class DefinedTask(Task):
+    """A task of a definition.
+
+    Args:
+        definition: What it is.
+    """
+
+    kind = "lm"
+
+    def __init__(self, definition: TaskDefinition) -> None:
+        self.definition = definition
+        self.id, self.title, self.family = definition.task, definition.title, definition.family

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from sparsebench.errors import FieldError
 from sparsebench.identity import digest
 from sparsebench.metrics import Metric
+from sparsebench.records import DataFact, TaskSpec
 
 
 class Prompt(BaseModel):
@@ -108,6 +109,16 @@ class TaskDefinition(BaseModel):
         options = data.get("options") or {}
         # Options that are no mapping stay as they are, for the validation to name.
         return {**named, "options": {**options, "length": length} if isinstance(options, dict) else options}
+
+    def fact(self, source: str, sha256: str) -> DataFact:
+        """The data that the task read, for the record."""
+        return DataFact(
+            name=self.task, source=source, sha256=sha256, license=self.license, publish_text=self.publish_text
+        )
+
+    def spec(self, data: str, limit: int | None) -> TaskSpec:
+        """The task in a cell's identity; `data` is the hash of what it asks."""
+        return TaskSpec(id=self.task, version=self.version, definition=self.definition_hash, data=data, limit=limit)
 
     @property
     def definition_hash(self) -> str:

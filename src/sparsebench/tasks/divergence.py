@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sparsebench.errors import InputError
-from sparsebench.tasks.base import BoundTask, Task, TaskResult, Workload
+from sparsebench.tasks.base import BoundTask, DefinedTask, TaskResult, Workload
 from sparsebench.tasks.definition import TaskDefinition
 from sparsebench.tasks.perplexity import BoundPerplexityTask
 from sparsebench.tasks.prompts import BoundPromptTask
@@ -53,14 +53,8 @@ class Observed:
     texts: list[list[int]]
 
 
-class DivergenceTask(Task):
+class DivergenceTask(DefinedTask):
     """Windows of a text, from a definition."""
-
-    kind = "lm"
-
-    def __init__(self, definition: TaskDefinition) -> None:
-        self.definition = definition
-        self.id, self.title, self.family = definition.task, definition.title, definition.family
 
     def bind(self, tokenizer: Any, limit: int | None = None) -> BoundTask:
         """Windows, or prompts, of the tokenised text."""

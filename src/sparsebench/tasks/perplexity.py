@@ -14,23 +14,14 @@ import numpy as np
 
 from sparsebench.data.digests import content_hash
 from sparsebench.errors import InputError
-from sparsebench.records import DataFact, TaskSpec
-from sparsebench.tasks.base import BoundTask, Task, TaskResult, Workload
+from sparsebench.tasks.base import BoundTask, DefinedTask, TaskResult, Workload
 from sparsebench.tasks.builders import build_rows
 from sparsebench.tasks.definition import TaskDefinition
 from sparsebench.tasks.prompts import even_choice
 
 
-class PerplexityTask(Task):
+class PerplexityTask(DefinedTask):
     """Perplexity of a text, from a definition."""
-
-    kind = "lm"
-
-    def __init__(self, definition: TaskDefinition) -> None:
-        self.definition = definition
-        self.id = definition.task
-        self.title = definition.title
-        self.family = definition.family
 
     def bind(self, tokenizer: Any, limit: int | None = None) -> BoundPerplexityTask:
         """Windows of the tokenised text."""
@@ -58,22 +49,8 @@ class BoundPerplexityTask(BoundTask):
         self.title = definition.title
         self.protocol = "window"
         hashed = content_hash([{"tokens": window.tolist()} for _, window in self.windows])
-        self.data = [
-            DataFact(
-                name=definition.task,
-                source=built.source,
-                sha256=built.sha256,
-                license=definition.license,
-                publish_text=definition.publish_text,
-            )
-        ]
-        self.spec = TaskSpec(
-            id=definition.task,
-            version=definition.version,
-            definition=definition.definition_hash,
-            data=hashed,
-            limit=limit,
-        )
+        self.data = [definition.fact(built.source, built.sha256)]
+        self.spec = definition.spec(hashed, limit)
         total = len(self.windows) * definition.window
         scored = len(self.windows) * (definition.window - definition.score_from)
         self.workload = Workload(len(self.windows), total, 0, scored, definition.window)

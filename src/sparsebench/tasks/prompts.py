@@ -9,8 +9,7 @@ from typing import Any
 
 from sparsebench.data.digests import content_hash
 from sparsebench.errors import InputError, UnknownNameError
-from sparsebench.records import DataFact, TaskSpec
-from sparsebench.tasks.base import BoundTask, Task, TaskResult, Workload
+from sparsebench.tasks.base import BoundTask, DefinedTask, TaskResult, Workload
 from sparsebench.tasks.builders import build_rows
 from sparsebench.tasks.definition import TaskDefinition
 from sparsebench.tasks.scorers import CHOICE, TEXT, choice_scorer, columns_of, text_scorer
@@ -61,16 +60,8 @@ def _distinct_characters(prompts: list[str]) -> int:
     return sum(map(len, ordered)) - shared
 
 
-class PromptTask(Task):
+class PromptTask(DefinedTask):
     """A generation or multiple-choice task from a definition."""
-
-    kind = "lm"
-
-    def __init__(self, definition: TaskDefinition) -> None:
-        self.definition = definition
-        self.id = definition.task
-        self.title = definition.title
-        self.family = definition.family
 
     def bind(self, tokenizer: Any, limit: int | None = None) -> BoundPromptTask:
         """Rows with their prompts rendered."""
@@ -93,22 +84,8 @@ class BoundPromptTask(BoundTask):
         self.title = definition.title
         self.protocol = "context" if definition.template.context else "prompt"
         hashed = content_hash([_evaluated(row) for row in self.rows])
-        self.data = [
-            DataFact(
-                name=definition.task,
-                source=built.source,
-                sha256=built.sha256,
-                license=definition.license,
-                publish_text=definition.publish_text,
-            )
-        ]
-        self.spec = TaskSpec(
-            id=definition.task,
-            version=definition.version,
-            definition=definition.definition_hash,
-            data=hashed,
-            limit=limit,
-        )
+        self.data = [definition.fact(built.source, built.sha256)]
+        self.spec = definition.spec(hashed, limit)
         characters = _distinct_characters([str(row["prompt"]) for row in self.rows])
         generated = definition.generation.max_gen_toks * len(self.rows) if definition.type == "generate" else 0
         self.workload = Workload(

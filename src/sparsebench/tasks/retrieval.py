@@ -8,10 +8,9 @@ from typing import Any
 
 from sparsebench.data.sources import Resolved, resolve
 from sparsebench.errors import InputError
-from sparsebench.records import DataFact, TaskSpec
 from sparsebench.retrieval.collection import Collection
 from sparsebench.retrieval.evaluate import EVALUATOR, evaluate
-from sparsebench.tasks.base import BoundTask, Task, TaskResult, Workload
+from sparsebench.tasks.base import BoundTask, DefinedTask, TaskResult, Workload
 from sparsebench.tasks.definition import TaskDefinition
 from sparsebench.tasks.prompts import even_choice
 
@@ -20,16 +19,10 @@ SHOWN = 10
 """Documents of each ranking that are stored."""
 
 
-class RetrievalTask(Task):
+class RetrievalTask(DefinedTask):
     """Retrieval over a collection, from a definition."""
 
     kind = "retrieval"
-
-    def __init__(self, definition: TaskDefinition) -> None:
-        self.definition = definition
-        self.id = definition.task
-        self.title = definition.title
-        self.family = definition.family
 
     def bind(self, tokenizer: Any, limit: int | None = None) -> BoundRetrievalTask:
         """Load the collection; `limit` keeps evenly spread queries and all documents."""
@@ -51,22 +44,8 @@ class BoundRetrievalTask(BoundTask):
         self.metrics = list(definition.metrics)
         self.family = definition.family
         self.title = definition.title
-        self.data = [
-            DataFact(
-                name=definition.task,
-                source=resolved.source,
-                sha256=resolved.sha256,
-                license=definition.license,
-                publish_text=definition.publish_text,
-            )
-        ]
-        self.spec = TaskSpec(
-            id=definition.task,
-            version=definition.version,
-            definition=definition.definition_hash,
-            data=collection.content_hash,
-            limit=limit,
-        )
+        self.data = [definition.fact(resolved.source, resolved.sha256)]
+        self.spec = definition.spec(collection.content_hash, limit)
         characters = sum(map(len, collection.documents())) + sum(map(len, collection.queries))
         self.workload = Workload(len(collection.query_ids), characters // 4)
 

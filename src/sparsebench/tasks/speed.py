@@ -3,8 +3,9 @@
 Prompts are windows of a text, side by side from its beginning, and run as one batch: all are prefilled, then each is
 continued greedily by the same number of tokens, which nothing ends before. A repetition times the system as it is and
 the dense one in two forms, one after the other (`speed.protocol`): the engine's own, which is what the method replaces,
-and transformers with its cache and its fastest attention. The speed-up of a phase is the ratio to the form that is
-faster there by its median. The dense model's own row says what the turns leave: a ratio of 1, give or take the noise.
+and transformers with its cache and its own attention, which the facts name. The speed-up of a phase is the ratio to the
+form that is faster there by its median. The dense model's own row says what the turns leave: a ratio of 1, give or
+take the noise.
 
 Everything that a method does while it runs is timed: choosing, its lists, counting. Attaching it is not.
 """
@@ -20,9 +21,8 @@ import numpy as np
 
 from sparsebench.data.digests import content_hash
 from sparsebench.errors import InputError, UnknownNameError
-from sparsebench.records import DataFact, TaskSpec
 from sparsebench.speed.protocol import REPETITIONS, compared, in_turns
-from sparsebench.tasks.base import BoundTask, Task, TaskResult, Workload
+from sparsebench.tasks.base import BoundTask, DefinedTask, TaskResult, Workload
 from sparsebench.tasks.builders import build_rows
 from sparsebench.tasks.definition import TaskDefinition
 
@@ -41,16 +41,8 @@ class Times(NamedTuple):
     decode: float
 
 
-class SpeedTask(Task):
+class SpeedTask(DefinedTask):
     """The speed of a system, from a definition."""
-
-    kind = "lm"
-
-    def __init__(self, definition: TaskDefinition) -> None:
-        self.definition = definition
-        self.id = definition.task
-        self.title = definition.title
-        self.family = definition.family
 
     def bind(self, tokenizer: Any, limit: int | None = None) -> BoundSpeedTask:
         """Prompts of the tokenised text; `limit` is the number of repetitions."""
@@ -82,22 +74,8 @@ class BoundSpeedTask(BoundTask):
         self.family = definition.family
         self.title = definition.title
         self.protocol = "prompt"
-        self.data = [
-            DataFact(
-                name=definition.task,
-                source=built.source,
-                sha256=built.sha256,
-                license=definition.license,
-                publish_text=definition.publish_text,
-            )
-        ]
-        self.spec = TaskSpec(
-            id=definition.task,
-            version=definition.version,
-            definition=definition.definition_hash,
-            data=content_hash([{"tokens": prompt} for prompt in self.prompts]),
-            limit=limit,
-        )
+        self.data = [definition.fact(built.source, built.sha256)]
+        self.spec = definition.spec(content_hash([{"tokens": prompt} for prompt in self.prompts]), limit)
         runs = 3 * (self.repetitions + 1)
         answers = batch * self.answer
         self.workload = Workload(self.repetitions, runs * batch * length, runs * answers, answers, length, batch)
@@ -131,6 +109,7 @@ class BoundSpeedTask(BoundTask):
         phases = {phase: _compared(times, phase) for phase in Times._fields}
         facts = self._facts(phases)
         with system.lifted():
+            facts["attention of transformers"] = str(getattr(system.config, "_attn_implementation", ""))
             facts["time_shares"] = self._shares(system)
         system.counters.reset()
         for name, amount in counted.items():

@@ -11,6 +11,7 @@ import torch
 
 from sparsebench.adapters.activation._attention import attentions
 from sparsebench.adapters.activation._mlp import mlps
+from sparsebench.adapters.passes import remembered
 from sparsebench.systems.weights import put, restoring
 
 if TYPE_CHECKING:
@@ -52,9 +53,9 @@ def rotated(system: CausalLM) -> Iterator[None]:
     """Within the context the layers of each group have the weight W V and are fed V^T x."""
     with ExitStack() as contexts:
         found = groups(system)
+        turns = remembered(system, "turns", lambda: [turn_of(group.basis.weight.detach()) for group in found])
         contexts.enter_context(restoring([site for group in found for site in group.layers]))
-        for group in found:
-            turn = turn_of(group.basis.weight.detach())
+        for group, turn in zip(found, turns, strict=True):
             turning = _turning(turn.to(system.dtype))
             for site in group.layers:
                 put(site, site.weight.detach().double() @ turn)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from sparsebench.adapters.passes import dense_statistics
+from sparsebench.adapters.passes import dense_statistics, remembered
 from sparsebench.adapters.pruning import _ratios
 from sparsebench.adapters.pruning._search import Levels, Search, Space, search
 from sparsebench.adapters.pruning.base import SEARCHED, Allotment
@@ -62,7 +62,9 @@ def measure(method: CalibratedPruning, system: CausalLM, calibration: Calibratio
         shares = outliers(system, dense_statistics(system, calibration))
         return Measured(blocks=shares, facts={"outliers": shares})
     if method.ratios == "ecoflap":
-        found = sensitivities(system, calibration, method.settings())
+        settings = method.settings()
+        what = f"sensitivities on {settings.sequences} of {calibration.hash}, noise {settings.noise}, {settings.seed}"
+        found = remembered(system, what, lambda: sensitivities(system, calibration, settings))
         return Measured(blocks=found, facts={"block_sensitivity": found})
     if method.ratios in SEARCHED and sparsity is not None:
         return _searched(method, system, calibration, sparsity)
@@ -123,15 +125,16 @@ def _slope(system: CausalLM, sites: Sequence[LinearSite], row: np.ndarray, setti
     from sparsebench.systems.weights import put, restoring
 
     ids = torch.from_numpy(row.copy())[None].to(system.device)
+    generator = torch.Generator().manual_seed(seed)
+    steps = [settings.noise * torch.randn(site.weight.shape, generator=generator) for site in sites]
     losses = []
-    for sign in (1, -1):
-        generator = torch.Generator().manual_seed(seed)
-        with torch.no_grad(), restoring(sites):
-            for site in sites:
-                noise = torch.randn(site.weight.shape, generator=generator).to(site.weight.device)
-                put(site, site.weight.float() + sign * settings.noise * noise)
-            losses.append(float(loss(system, ids)))
-    return abs(losses[0] - losses[1]) / (2 * settings.noise)
+    with torch.no_grad(), restoring(sites):
+        weights = [site.weight.detach().float() for site in sites]
+        for sign in (1, -1):
+            for site, weight, step in zip(sites, weights, steps, strict=True):
+                put(site, weight + sign * step.to(weight.device))
+            losses.append(loss(system, ids))
+    return abs(float(losses[0]) - float(losses[1])) / (2 * settings.noise)
 
 
 def _searched(method: CalibratedPruning, system: CausalLM, calibration: Calibration, sparsity: float) -> Measured:

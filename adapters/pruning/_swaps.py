@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 import torch
 
+LOOK = 5
+"""Cycles after which it is looked whether all rows are done: a device would have to wait for the answer each time."""
+
 
 @dataclass(frozen=True)
 class Trade:
@@ -47,17 +50,17 @@ def swap(gone: torch.Tensor, trade: Trade, pattern: tuple[int, int] | None = Non
     going = _going_in_groups(gone, trade, pattern[1]) if pattern is not None else _going(gone, trade)
     active = torch.ones_like(bias, dtype=torch.bool)
     rows = torch.arange(len(bias), device=bias.device)
-    for _ in range(trade.cycles):
+    for cycle in range(trade.cycles):
         back, may_grow = growing.next(bias)
         away, may_go = going.next(bias, back)
         after = bias + trade.shares[rows, away] - trade.shares[rows, back]
         active &= (bias.abs() > trade.threshold) & may_grow & may_go
         if trade.stop_at_sign_change:
             active &= after.sign() == start
-        if not bool(active.any()):
+        if cycle % LOOK == 0 and not bool(active.any()):
             break
-        gone[rows[active], back[active]] = False
-        gone[rows[active], away[active]] = True
+        gone[rows, back] &= ~active
+        gone[rows, away] |= active
         growing.advance(bias, active)
         going.advance(bias, active, away)
         bias = torch.where(active, after, bias)
@@ -120,8 +123,8 @@ class _GoingInGroups:
         return columns.gather(1, least.indices[:, None])[:, 0], least.values.isfinite()
 
     def advance(self, bias: torch.Tensor, active: torch.Tensor, away: torch.Tensor) -> None:
-        rows = active.nonzero()[:, 0]
-        self.worth[rows, away[rows]] = torch.inf
+        rows = torch.arange(len(away), device=away.device)
+        self.worth[rows, away] = torch.where(active, torch.inf, self.worth[rows, away])
 
 
 def _growing(gone: torch.Tensor, trade: Trade) -> _Growing:

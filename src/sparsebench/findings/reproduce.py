@@ -65,10 +65,10 @@ def reproduce(
     folders = [Path(folder) for folder in results] or [_run(finding, out, model, limit, device, progress)]
     from sparsebench.findings.results import Results
 
-    found = Results(folders)
+    found = Results(folders, finding.suite)
     answer = apply(finding.rule, found)
-    models = sorted({cell.spec.system.ref for cell in found.cells if cell.spec.system.kind != "lexical"})
-    limited = any(cell.spec.task.limit is not None for cell in found.cells)
+    models = sorted({cell.spec.system.ref for cell in found.used if cell.spec.system.kind != "lexical"})
+    limited = any(cell.spec.task.limit is not None for cell in found.used)
     return Reproduction(finding, answer, folders, ", ".join(models), limited)
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sparsebench.errors import CellsFailedError, InputError, IntegrityError
+from sparsebench.findings.asked import setting, settings_of
 from sparsebench.findings.rules import Measured, Row, Setting
 from sparsebench.identity import canonical
 from sparsebench.metrics import Metric
@@ -18,7 +19,7 @@ from sparsebench.reports.collect import budget_name
 from sparsebench.reports.pairing import align, clusters_of, metric_mismatch, task_mismatch
 from sparsebench.reports.sources import Samples, open_sources, read_samples
 from sparsebench.store import AGAIN, StoredCell
-from sparsebench.suite import DENSE
+from sparsebench.suite import DENSE, Suite
 
 Array = npt.NDArray[np.float64]
 Replicates = list[StoredCell]
@@ -55,23 +56,35 @@ class Sheet:
 class Results:
     """The cells of some results folders, on one model.
 
-    Where a folder holds a task at several sizes (a trial with `--limit` before the whole run), the largest counts.
+    Where a folder holds a task at several sizes (a trial with `--limit` before the whole run), the largest counts. Of a
+    row that they hold in several configurations, with several calibration texts or at more budgets than were asked for,
+    those of the suite count.
 
     Args:
         folders: Results folders.
+        suite: What was asked for.
 
     Raises:
         InputError: A folder that holds no results.
         IntegrityError: A cell that cannot be read.
     """
 
-    def __init__(self, folders: Iterable[str | os.PathLike[str]]) -> None:
+    def __init__(self, folders: Iterable[str | os.PathLike[str]], suite: Suite | None = None) -> None:
         sources = open_sources(folders)
         broken = [f"{source.name}: {problem}" for source in sources for problem in source.broken.values()]
         if broken:
             raise IntegrityError("not all cells can be read:\n  " + "\n  ".join(broken), AGAIN)
-        self.cells = [cell for source in sources for cell in source.cells.values()]
+        # A cell that several folders hold is one cell.
+        self.cells = list({cell.id: cell for source in sources for cell in source.cells.values()}.values())
         self._samples: dict[str, Samples] = {}
+        asked = settings_of(suite) if suite is not None else set()
+        self._asked = {cell.id for cell in self.cells if setting(cell.spec) in asked}
+        self._used: dict[str, StoredCell] = {}
+
+    @property
+    def used(self) -> Replicates:
+        """The cells that an answer was taken from."""
+        return list(self._used.values())
 
     def dense(self, task: str) -> Replicates:
         """The dense model on a task."""
@@ -113,7 +126,7 @@ class Results:
         found = self._found(row, task)
         if not found:
             raise _absent(row, task, "", self.cells)
-        return _checked(found, row, task)
+        return self._checked(found, row, task)
 
     def sheet(self, measured: Measured, rows: Sequence[Replicates]) -> Sheet:
         """The samples of some rows that all of them have a value for.
@@ -154,7 +167,13 @@ class Results:
         return self._samples[cell.id]
 
     def _found(self, row: Row, task: str) -> Replicates:
-        return [c for c in self.cells if c.spec.task.id == task and not c.spec.system.replica and _is(c, row)]
+        found = [c for c in self.cells if c.spec.task.id == task and not c.spec.system.replica and _is(c, row)]
+        return [cell for cell in found if cell.id in self._asked] or found
+
+    def _checked(self, found: Replicates, row: Row, task: str) -> Replicates:
+        chosen = _checked(found, row, task)
+        self._used |= {cell.id: cell for cell in chosen}
+        return chosen
 
     def _one(self, found: Replicates, row: Row, task: str, where: str) -> Replicates:
         """Replicates of one configuration.
@@ -164,7 +183,7 @@ class Results:
         """
         if not found:
             raise _absent(row, task, where, self.cells)
-        chosen = _checked(found, row, task)
+        chosen = self._checked(found, row, task)
         settings = {canonical([[m.method, m.knobs] for m in cell.spec.stack]) for cell in chosen}
         if len(settings) > 1:
             raise InputError(

@@ -29,7 +29,7 @@ from protocol import RESULTS, SMOLLM2, Request, Setting, begin, best_size, peer,
 TARGET = 8
 TASKS = ("arc-easy", "hellaswag", "qa-wikidata")
 LEVELS = [0.1, 0.2, 0.3, 0.5]
-METHODS = ("random-weights", "magnitude", "wanda", "ria", "teal", "wina")
+METHODS = ("random-weights", "magnitude", "wanda", "wanda-variant", "teal", "wina")
 PROCESSES = 3
 
 

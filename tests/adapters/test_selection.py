@@ -29,6 +29,14 @@ def test_smallest_is_a_stable_sort(score: torch.Tensor) -> None:
         assert torch.equal(selection.smallest(score, count), by_sorting(score, count))
 
 
+@settings(max_examples=60, deadline=None)
+@given(scores())
+def test_equal_scores_are_taken_in_order_where_rows_are_not_looked_at_first(score: torch.Tensor) -> None:
+    for count in range(1, score.shape[1]):  # what a GPU does
+        limit = selection._kth_smallest(score, count)
+        assert torch.equal(selection._first_of_equals(score, limit, count), by_sorting(score, count))
+
+
 @settings(max_examples=30, deadline=None)
 @given(scores(), st.integers(1, 3), st.data())
 def test_smallest_of_all_is_a_stable_sort_of_everything(score: torch.Tensor, width: int, data: st.DataObject) -> None:

@@ -51,18 +51,19 @@ class Folder:
         budget: dict[str, Any] | None = None,
         knobs: dict[str, Any] | None = None,
         seed: int = 0,
-        calibration: str = "",
+        calibration: str | dict[str, Any] = "",
         limit: int | None = None,
         ref: str = MODEL.ref,
         **outcome: Any,
     ) -> None:
         """Write one cell; without a method it is the dense one."""
+        text = {"data": "c4", "hash": calibration} if isinstance(calibration, str) else calibration
         stack = [MemberSpec(method=method, knobs=knobs or {}, budget=budget)] if method else []
         spec = CellSpec(
             system=MODEL.model_copy(update={"ref": ref}),
             stack=stack,
             task=TaskSpec(id=task, version=1, definition="d", data="x", limit=limit),
-            calibration={"data": "c4", "hash": calibration} if calibration else None,
+            calibration=text if calibration else None,
             seed=seed,
         )
         values = [MetricValue(metric=m, value=m.value(frame), n=len(frame)) for m in metrics]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from sparsebench.findings.piecewise import read_at, where_reached
 from sparsebench.findings.reproduce import apply
 from sparsebench.findings.results import Results
 from sparsebench.findings.text import to_json
+from sparsebench.suite import Member
 from sparsebench.yaml_source import parse_yaml
 
 WANDA = rules.Row(method="wanda")
@@ -591,6 +593,42 @@ def test_two_settings_of_one_method_are_not_mixed(folder: Folder) -> None:
         Results([folder.root]).levels(WANDA, "text")
     row = rules.Row(method="wanda", knobs={"compare_group": "row"})
     assert list(Results([folder.root]).levels(row, "text")) == [0.5]
+
+
+def test_of_results_that_hold_more_the_suite_of_the_finding_counts(folder: Folder) -> None:
+    suite = load("dsnot-beats-wanda").suite
+    asked = suite.calibration["c4-0"]
+    wanda = Member(method="wanda", budget={"sparsity": 0.5}).sparsity()
+    knobs = wanda.adapter.resolved().config
+    row, task = rules.Row(method="wanda"), "wikitext2-perplexity"
+    others = [{"ratios": "owl"}, {}, {}]
+    texts = [asked, asked.model_copy(update={"data": "c4-half"}), asked]
+    for height, (other, text) in enumerate(zip(others, texts, strict=True)):
+        folder.windows(
+            task,
+            np.full(5, float(height)),
+            method="wanda",
+            budget={"sparsity": 0.5},
+            knobs={**knobs, **other},
+            calibration=text.model_dump() | {"hash": str(height)},
+        )
+    with pytest.raises(InputError, match="is 2 configurations"):
+        Results([folder.root]).levels(row, task)
+    results = Results([folder.root], suite)
+    (cell,) = results.levels(row, task)[0.5]
+    assert cell.spec.calibration == asked.model_dump() | {"hash": "2"}
+    assert results.used == [cell]
+
+
+def test_results_of_another_suite_are_taken_as_they_are(folder: Folder) -> None:
+    folder.windows("text", np.zeros(5), method="wanda", budget={"sparsity": 0.5})
+    assert list(Results([folder.root], load("dsnot-beats-wanda").suite).levels(WANDA, "text")) == [0.5]
+
+
+def test_a_cell_of_two_folders_is_one(folder: Folder, tmp_path: Path) -> None:
+    folder.windows("text", np.zeros(5))
+    shutil.copytree(folder.root, tmp_path / "copy")
+    assert len(Results([folder.root, tmp_path / "copy"]).dense("text")) == 1
 
 
 def test_results_of_two_models_are_not_mixed(folder: Folder) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 from sparsebench.errors import IntegrityError
 from sparsebench.identity import seed_of
 from sparsebench.metrics import LARGEST_EXPONENT, Metric
+from sparsebench.records import CellRecord
 from sparsebench.reports.changes import Changes, changed_samples
 from sparsebench.reports.pairing import align, clusters_of, metric_mismatch, task_mismatch, unusable
 from sparsebench.reports.processes import each
@@ -228,7 +229,7 @@ def _rows(item: Judged, samples: Samples, clusters: IntArray | None, rule: Concl
         margin = margin_of(rule, item.cell.spec.task.id, recorded.metric.name)
         row = row_of(recorded.metric, samples, clusters, margin, rule.alpha)
         value = row.judgement.value
-        if not same_value(value, recorded.value):
+        if not same_value(value, recorded.value, noise_of(item.cell.record, row.numerator, row.weight)):
             name = recorded.metric.name
             raise IntegrityError(f"cell {item.cell.id}: recorded {name} {recorded.value}, its samples give {value}")
         yield row
@@ -266,11 +267,20 @@ def value_of(metric: Metric, numerator: Array, weight: Array | None) -> float | 
     return ratio if math.isfinite(ratio) else None
 
 
-def same_value(a: float | None, b: float | None) -> bool:
-    """Whether a recorded and a recomputed value agree."""
+def same_value(a: float | None, b: float | None, noise: float = 0.0) -> bool:
+    """Whether a recorded and a recomputed value agree; `noise` is what rounding the samples may have moved them by."""
     if a is None or b is None:
         return a is b
-    return math.isclose(a, b, rel_tol=1e-9, abs_tol=1e-12)
+    return math.isclose(a, b, rel_tol=1e-9 + noise, abs_tol=1e-12 + noise)
+
+
+def noise_of(record: CellRecord, numerator: Array, weight: Array | None) -> float:
+    """The most that a value of samples that were rounded in packing may be off by, of itself."""
+    if record.rounded_bits is None or np.isnan(numerator).all():
+        return 0.0
+    # A sum over another that are both off by half of this; the exponential of it is off by as many times its size.
+    size = np.nansum(np.abs(numerator)) / (len(numerator) if weight is None else np.nansum(weight))
+    return float(2.0**-record.rounded_bits * max(1.0, size))
 
 
 def _interval(

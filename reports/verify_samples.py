@@ -9,7 +9,7 @@ import numpy as np
 from sparsebench.data.answers import first_answer, is_right, normalise
 from sparsebench.errors import IntegrityError
 from sparsebench.metrics import Metric
-from sparsebench.reports.comparisons import same_value
+from sparsebench.reports.comparisons import noise_of, same_value
 from sparsebench.reports.pairing import unusable
 from sparsebench.reports.sources import Samples
 from sparsebench.reports.verify_record import Found
@@ -45,7 +45,7 @@ def _numbers(cell: StoredCell, samples: Samples) -> Iterator[Found]:
             yield "error", "metrics", wrong
             continue
         value, n = metric.value(samples.frame), int((~np.isnan(numerator)).sum())
-        if not same_value(value, recorded.value):
+        if not same_value(value, recorded.value, noise_of(cell.record, numerator, weight)):
             yield "error", "metrics", f"{metric.name} is recorded as {recorded.value}, its samples give {value}"
         if n != recorded.n:
             yield "error", "metrics", f"{metric.name} is recorded with n = {recorded.n}, its samples are {n}"

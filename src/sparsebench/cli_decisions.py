@@ -124,6 +124,10 @@ def export(
         int | None,
         typer.Option("--text-up-to", min=0, metavar="N", help="packed: keep answers where samples are at most N."),
     ] = None,
+    bits: Annotated[
+        int | None,
+        typer.Option("--bits", min=8, max=52, metavar="N", help="packed: round the samples' floats to N bits."),
+    ] = None,
     project: Annotated[
         str, typer.Option("--project", metavar="P", help="Trackers: the runs' project.")
     ] = "sparsebench",
@@ -132,7 +136,7 @@ def export(
     from sparsebench.reports import lm_eval_out, model_card, retrieval_out
 
     if format is ExportFormat.packed:
-        _pack(results, out, text_up_to)
+        _pack(results, out, text_up_to, bits)
         return
     if format.value in TRACKERS:
         from sparsebench.reports.trackers import log_results
@@ -162,13 +166,13 @@ def export(
     typer.echo(f"wrote {out}")
 
 
-def _pack(results: list[Path], out: Path | None, text_up_to: int | None) -> None:
+def _pack(results: list[Path], out: Path | None, text_up_to: int | None, bits: int | None) -> None:
     from sparsebench.packing import pack
     from sparsebench.store import Store
 
     if out is None or len(results) != 1:
         raise InputError("one results folder is packed into one file", "give one RESULTS and --out FILE.tar.xz")
-    made = pack(Store.open(results[0]), out, text_up_to)
+    made = pack(Store.open(results[0]), out, text_up_to, bits)
     typer.echo(f"wrote {made.path}: {made.cells} cells, {made.size / 2**20:.1f} MiB", nl=False)
     typer.echo(f", {made.without_text} of them without texts" if made.without_text else "")
 

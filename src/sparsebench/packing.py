@@ -5,7 +5,8 @@
         cells/<id>/{spec,record,env}.json, samples.parquet
 
 Files are in the order of tasks, so that what cells of a task share is stored about once. Long answers may be left out
-of tasks with many samples: each record then names the columns that are gone, and its hash is that of what stays.
+of tasks with many samples: each record then names the columns that are gone, and its hash is that of what stays. Floats
+may be rounded to some bits of their fraction, since the rest is noise that no packing makes small; the record says so.
 Wherever a results folder is read, such a file may be named; it is unpacked into the cache, once.
 """
 
@@ -29,7 +30,12 @@ from typing import TYPE_CHECKING
 from sparsebench.errors import InputError, IntegrityError, StorageError
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
     from sparsebench.store import Store, StoredCell
+
+    FloatArray = npt.NDArray[np.floating]
 
 SUFFIX = ".tar.xz"
 KEPT_TEXT = frozenset({"sample", "cluster"})
@@ -63,13 +69,15 @@ def is_packed(path: str | os.PathLike[str]) -> bool:
     return str(path).endswith(SUFFIX) and Path(path).is_file()
 
 
-def pack(store: Store, out: Path, text_up_to: int | None = None) -> Packed:
+def pack(store: Store, out: Path, text_up_to: int | None = None, bits: int | None = None) -> Packed:
     """Write a results folder into one file; equal folders give equal bytes.
 
     Args:
         store: The folder.
         out: The file, ending in `.tar.xz`; it appears when it is whole.
         text_up_to: Keep answers of cells with at most so many samples; None: of all.
+        bits: Keep so many bits of the fraction of each float of the samples; None: all 52. With 16 a value is off by at
+            most 8e-6 of itself.
 
     Raises:
         InputError: Another ending, or no cells.
@@ -89,7 +97,7 @@ def pack(store: Store, out: Path, text_up_to: int | None = None) -> Packed:
             if suite.is_file():
                 _add(archive, "suite.json", suite.read_bytes())
             for cell in cells:
-                files = dict(_files(cell, text_up_to))
+                files = dict(_files(cell, text_up_to, bits))
                 shortened += bool(json.loads(files["record.json"]).get("left_out"))
                 for name, content in files.items():
                     _add(archive, f"cells/{cell.id}/{name}", content)
@@ -102,7 +110,7 @@ def pack(store: Store, out: Path, text_up_to: int | None = None) -> Packed:
     return Packed(out, len(cells), out.stat().st_size, shortened)
 
 
-def _files(cell: StoredCell, text_up_to: int | None) -> Iterator[tuple[str, bytes]]:
+def _files(cell: StoredCell, text_up_to: int | None, bits: int | None) -> Iterator[tuple[str, bytes]]:
     """The files of a cell as they are packed."""
     for name in ("spec.json", "env.json"):
         yield name, (cell.folder / name).read_bytes()
@@ -111,15 +119,17 @@ def _files(cell: StoredCell, text_up_to: int | None) -> Iterator[tuple[str, byte
     if path is None:
         yield "record.json", record
         return
-    samples, gone = _plain(path.read_bytes(), text_up_to)
+    samples, gone = _plain(path.read_bytes(), text_up_to, bits)
     plain = json.loads(record) | {"samples_sha256": hashlib.sha256(samples).hexdigest()}
     if gone:
         plain["left_out"] = gone
+    if bits is not None:
+        plain["rounded_bits"] = min(bits, plain.get("rounded_bits") or bits)
     yield "record.json", (json.dumps(plain, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode()
     yield "samples.parquet", samples
 
 
-def _plain(content: bytes, most: int | None) -> tuple[bytes, list[str]]:
+def _plain(content: bytes, most: int | None, bits: int | None) -> tuple[bytes, list[str]]:
     """Samples in plain pages, without their texts where there are more than `most`; and the columns that are gone.
 
     What cells have in common is found by the packing, where pages do not hide it: a third of the size.
@@ -135,9 +145,23 @@ def _plain(content: bytes, most: int | None) -> tuple[bytes, list[str]]:
     ]
     if most is None or table.num_rows <= most:
         gone = []
+    table = table.drop_columns(gone)
+    for place, field in enumerate(table.schema):
+        if bits is not None and pa.types.is_floating(field.type):
+            rounded = pa.array(round_fraction(table.column(place).to_numpy(), bits), field.type, from_pandas=True)
+            table = table.set_column(place, field, rounded)
     sink = io.BytesIO()
-    pq.write_table(table.drop_columns(gone), sink, compression="none", use_dictionary=False)
+    pq.write_table(table, sink, compression="none", use_dictionary=False)
     return sink.getvalue(), gone
+
+
+def round_fraction(values: FloatArray, bits: int) -> FloatArray:
+    """Floats with so many bits of their fraction, to the nearest; NaN and infinities stay."""
+    import numpy as np
+
+    fraction, exponent = np.frexp(values)
+    with np.errstate(invalid="ignore"):
+        return np.asarray(np.ldexp(np.rint(np.ldexp(fraction, bits + 1)), exponent - bits - 1), dtype=values.dtype)
 
 
 def _add(archive: tarfile.TarFile, name: str, content: bytes) -> None:

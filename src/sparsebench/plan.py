@@ -294,7 +294,9 @@ def _cell(
     cell = cell_of_stack(spec_system, members, task, bound, calibration, batch, seed)
     cell.base_precision = system.entry.base_precision
     cell.placement.suite, cell.placement.suite_version = suite.suite, suite.version
-    cell.placement.grid, cell.placement.family = grid.name, family
+    cell.placement.grid = grid.name
+    if not stack:
+        cell.placement.family = family  # of the methods that it is there for
     if solved := [member.solved for member in stack if member.solved]:
         cell.placement.facts["target"] = solved[0]
     cell.flops = 2.0 * system.parameters * (bound.workload.prefill + bound.workload.decode)

@@ -8,12 +8,15 @@ import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from sparsebench import packing
 from sparsebench.errors import InputError, IntegrityError, SparseBenchError
-from sparsebench.packing import pack
+from sparsebench.packing import pack, round_fraction
 from sparsebench.reports.collect import collect
 from sparsebench.reports.verify import verify
 from sparsebench.store import Store
@@ -76,6 +79,51 @@ def test_without_texts_every_value_stays(results: Path, tmp_path: Path) -> None:
     assert any("without the texts" in f.message for f in found)
     for severity in ("error", "ok"):
         assert [f for f in found if f.severity == severity] == [f for f in verify(results) if f.severity == severity]
+
+
+def test_floats_are_rounded_and_still_give_what_was_recorded(results: Path, tmp_path: Path) -> None:
+    store = Store.open(results)
+    made = pack(store, tmp_path / "a.tar.xz", bits=16)
+    assert made.size < pack(store, tmp_path / "b.tar.xz").size
+    short = Store.open(made.path)
+    for before in store:
+        after = short.read(before.id)
+        assert after.record.outcome == before.record.outcome
+        if before.record.samples_sha256 is None:
+            continue
+        assert after.record.rounded_bits == 16
+        left, whole = after.samples(), before.samples()
+        assert left is not None and whole is not None
+        pd.testing.assert_frame_equal(left, whole, rtol=2**-17, atol=0)
+    for severity in ("error", "ok"):
+        assert [f for f in verify(made.path) if f.severity == severity] == [
+            f for f in verify(results) if f.severity == severity
+        ]
+    again = pack(short, tmp_path / "c.tar.xz", bits=20)
+    assert all(cell.record.rounded_bits in (16, None) for cell in Store.open(again.path))
+
+
+def test_what_rounding_cannot_have_done_is_an_error(results: Path, tmp_path: Path) -> None:
+    store = Store.open(pack(Store.open(results), tmp_path / "a.tar.xz", bits=16).path)
+    cell = next(c for c in store if c.record.rounded_bits and c.record.outcome.metrics[0].value)
+    path = cell.folder / "record.json"
+    data = json.loads(path.read_text())
+    data["outcome"]["metrics"][0]["value"] *= 1.001
+    path.write_text(json.dumps(data))
+    assert any("its samples give" in f.message for f in verify(store.root))
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.floats(width=64) | st.integers(-(2**16), 2**16).map(float), min_size=1), st.integers(8, 52))
+def test_rounding_a_fraction(values: list[float], bits: int) -> None:
+    given_, found = np.array(values), round_fraction(np.array(values), bits)
+    normal = np.isfinite(given_) & (np.abs(given_) < 1e308) & (np.abs(given_) > 1e-300)
+    assert (np.abs(found - given_)[normal] <= 2.0 ** -(bits + 1) * np.abs(given_)[normal]).all()
+    odd = ~np.isfinite(given_) | (given_ == 0)
+    assert np.array_equal(found[odd], given_[odd], equal_nan=True)
+    whole = (given_ == np.rint(given_)) & (np.abs(given_) <= 2**8)
+    assert np.array_equal(found[whole], given_[whole])
+    np.testing.assert_array_equal(round_fraction(found[normal], bits), found[normal])
 
 
 def member(name: str, **changes: object) -> tuple[tarfile.TarInfo, bytes]:

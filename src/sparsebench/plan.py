@@ -112,9 +112,7 @@ def plan(suite: Suite, limit: int | None = None, device: str = "cpu") -> Plan:
     _check_margins(suite, tasks.values())
     lock = {
         "systems": {name: s.spec.model_dump(mode="json") for name, s in systems.items()},
-        "tasks": {
-            f"{task} on {system}": bound.spec.model_dump(mode="json") for (task, _, system), bound in tasks.items()
-        },
+        "tasks": _locked_tasks(tasks),
         "calibration": {f"{name} for {system}": facts for (name, system), facts in calibrations.items()},
         **({"targets": solved} if solved else {}),
     }
@@ -202,6 +200,16 @@ def _grid_cells(
                         )
                     )
         yield from paired(grid, made)
+
+
+def _locked_tasks(tasks: dict[tuple[str, int | None, str], BoundTask]) -> dict[str, Any]:
+    """What each task was resolved to; one that grids take at several sizes is there with each."""
+    sizes = Counter((task, system) for task, _, system in tasks)
+    return {
+        f"{task} on {system}"
+        + (f", {limit or 'all'} samples" if sizes[task, system] > 1 else ""): bound.spec.model_dump(mode="json")
+        for (task, limit, system), bound in tasks.items()
+    }
 
 
 def _bound(

@@ -120,6 +120,32 @@ def test_limits_are_the_smaller_of_the_two(small):
     assert samples == [2, 2]
 
 
+def test_a_task_at_two_sizes_is_locked_at_both(small):
+    name = small.task("tiny-choice")
+    grid = small.data["grids"][0]
+    grids = [{**grid, "tasks": [name]}, {**grid, "name": "small", "tasks": [{"task": name, "limit": 3}]}]
+    locked = planned(small, grids=grids).lock["tasks"]
+    assert {key.rpartition(", ")[2]: spec["limit"] for key, spec in locked.items()} == {
+        "all samples": None,
+        "3 samples": 3,
+    }
+    assert {key.rpartition(" on ")[0] for key in locked} == {name}
+
+
+def test_the_family_of_a_row_is_its_methods(small):
+    wina = {"method": "wina", "knobs": {"scope": "all"}, "budgets": {"sparsity": 0.5}}
+    magnitude = {"method": "magnitude", "budgets": {"sparsity": [0.2, 0.5]}}
+    families = {
+        c.placement.label: c.placement.family for c in planned(small, grids=one_grid(small, magnitude, wina)).cells
+    }
+    assert families == {
+        "dense": "pruning",
+        "wina 50%": "activation",
+        "magnitude 20%": "pruning",
+        "magnitude 50%": "pruning",
+    }
+
+
 def test_stacks(small):
     stack = [
         {"method": "magnitude", "budget": {"sparsity": 0.5}},

@@ -108,7 +108,7 @@ def summaries(resolved: Resolved | None, tokenizer: Any) -> list[Row]:
     found = []
     for row in _rows(resolved):
         story = str(row["text"]).partition("\n\n")[2]
-        prompt = f"{row['text']}\n\nSummary:"
+        prompt = f"{row['text']}\n\nSummary:\n"  # what begins with a blank line would end at once
         found.append({"id": str(row["question_id"]), "story": story, "prompt": prompt, "target": ""})
     return found
 

@@ -264,12 +264,21 @@ def _copies(outputs: dict[tuple[object, ...], list[_Output]]) -> Iterator[Findin
         named = ", ".join(f"{name} ({output.cell.id})" for name, output in sorted(methods.items()))
         first = min(same, key=lambda output: output.cell.id)
         changed = min(output.changed for output in methods.values())
-        if changed >= ALIKE:
+        if all(output.cell.record.left_out and not _scored(output.cell) for output in methods.values()):
+            # Of models that get nothing right, the texts alone would say whether they are alike.
+            message = f"different methods with the same scores, packed without the texts that were scored: {named}"
+            yield Finding("cannot check", "copies", first.cell.id, printable(message))
+        elif changed >= ALIKE:
             message = f"different methods with the same outputs on all samples: {named}"
             yield Finding("error", "copies", first.cell.id, printable(message))
         else:
             message = f"different methods with the same outputs, but only {changed} samples changed at all: {named}"
             yield Finding("cannot check", "copies", first.cell.id, printable(message))
+
+
+def _scored(cell: StoredCell) -> bool:
+    """Whether a cell's headline is anything but zero."""
+    return any(m.value for m in cell.record.outcome.metrics if m.metric.headline)
 
 
 def _method(cell: StoredCell) -> str:

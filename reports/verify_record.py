@@ -54,8 +54,9 @@ def _plausible(cell: StoredCell) -> Iterator[Found]:
     """Numbers within the bounds of what they can be."""
     outcome = cell.record.outcome
     shares = {"sparsity": outcome.sparsity, **{f"realised {name}": value for name, value in outcome.densities.items()}}
+    least = _least(outcome.counters)
     for name, share in shares.items():
-        if share is not None and not -1e-9 <= share <= 1 + 1e-9:
+        if share is not None and not least - 1e-9 <= share <= 1 + 1e-9:
             yield "error", "plausible", f"{name} is {share}, outside 0 to 1"
     costs = {
         "FLOPs": (outcome.flops, outcome.flops_dense),
@@ -79,11 +80,25 @@ def _plausible(cell: StoredCell) -> Iterator[Found]:
         "peak_memory": outcome.peak_memory,
         "energy": outcome.energy,
         "decode_queries": outcome.decode_queries,
-        **{f"counter {name}": value for name, value in outcome.counters.items()},
+        **{f"counter {name}": value + _added(outcome.counters, name) for name, value in outcome.counters.items()},
     }
     for name, quantity in quantities.items():
         if quantity is not None and not (math.isfinite(quantity) and quantity >= 0):
             yield "error", "plausible", f"{name} is {quantity}"
+
+
+def _added(counters: dict[str, float], name: str) -> float:
+    """Work of the method itself that was taken off what a counter says: that may be below zero by as much."""
+    phase = name.removesuffix(".activation.zeros")
+    return 0.0 if phase == name else max(0.0, counters.get(f"{phase}.activation.added", 0.0))
+
+
+def _least(counters: dict[str, float]) -> float:
+    """The least share of zeros that there can be: below zero where a method does work of its own."""
+    totals = {phase: counters.get(f"{phase}.activation.total", 0.0) for phase in ("prefill", "decode")}
+    return min(
+        -_added(counters, f"{phase}.activation.zeros") / total if total > 0 else 0.0 for phase, total in totals.items()
+    )
 
 
 def _counters(cell: StoredCell) -> Iterator[Found]:

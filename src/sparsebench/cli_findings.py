@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from sparsebench.cli_options import Executor
+
 
 def reproduce(
     finding: Annotated[
@@ -29,6 +31,10 @@ def reproduce(
     device: Annotated[
         str | None, typer.Option("--device", metavar="D", help="cpu, cuda; default: cuda where there is one.")
     ] = None,
+    executor: Annotated[
+        Executor, typer.Option("--executor", help="In this process, in a process for each worker, or in Ray actors.")
+    ] = Executor.inline,
+    workers: Annotated[int, typer.Option("--workers", min=1, help="Processes or actors.")] = 2,
     as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
 ) -> None:
     """Run a published finding and say whether it holds; cells that are stored already are not computed again."""
@@ -42,7 +48,17 @@ def reproduce(
     from sparsebench.findings.reproduce import reproduce as reproduced
     from sparsebench.findings.text import text, to_json
 
-    found = reproduced(finding, results or (), out=out, model=model, limit=limit, device=device, progress=not as_json)
+    found = reproduced(
+        finding,
+        results or (),
+        out=out,
+        model=model,
+        limit=limit,
+        device=device,
+        executor=executor.value,
+        workers=workers,
+        progress=not as_json,
+    )
     typer.echo(_json(to_json(found)) if as_json else text(found), nl=False)
 
 

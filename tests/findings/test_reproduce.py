@@ -92,6 +92,10 @@ def test_a_finding_runs_once_and_is_asked_again(tiny: Path, tmp_path: Path) -> N
     assert stored == {i: (tmp_path / "out/cells" / i / "record.json").stat().st_mtime_ns for i in stored}
     taken = reproduced(str(path), "--results", str(tmp_path / "out"))
     assert taken["figures"] == first["figures"]
+    workers = ("--executor", "process", "--workers", "2")
+    apart = reproduced(str(path), "--out", str(tmp_path / "apart"), "--device", "cpu", "--limit", "4", *workers)
+    assert apart["figures"] == first["figures"]
+    assert Store(tmp_path / "apart").ids() == Store(tmp_path / "out").ids()
 
 
 def test_drift_is_measured_along_dense_text(tiny: Path, tmp_path: Path) -> None:

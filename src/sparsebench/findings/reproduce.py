@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sparsebench.errors import CellsFailedError
 from sparsebench.findings import rules
@@ -44,6 +44,8 @@ def reproduce(
     model: str | None = None,
     limit: int | None = None,
     device: str | None = None,
+    executor: str = "inline",
+    workers: int = 2,
     progress: bool = False,
 ) -> Reproduction:
     """Run a finding's suite and apply its rule; with `results`, apply the rule to them and run nothing.
@@ -55,6 +57,8 @@ def reproduce(
         model: Reference that replaces the suite's language model.
         limit: Samples of each task at most.
         device: `cpu`, `cuda`; None: cuda where there is one.
+        executor: What runs the suite's cells, as in `suite_run.run_suite`.
+        workers: Processes or actors.
         progress: Whether to show it.
 
     Raises:
@@ -62,7 +66,10 @@ def reproduce(
         CellsFailedError: Cells failed, or were not begun since the user stopped the run.
     """
     finding = name if isinstance(name, Finding) else load(name)
-    folders = [Path(folder) for folder in results] or [_run(finding, out, model, limit, device, progress)]
+    folders = [Path(folder) for folder in results]
+    if not folders:
+        how: dict[str, Any] = {"device": device, "executor": executor, "workers": workers, "progress": progress}
+        folders = [_run(finding, out, model, limit, how)]
     from sparsebench.findings.results import Results
 
     found = Results(folders, finding.suite)
@@ -72,12 +79,10 @@ def reproduce(
     return Reproduction(finding, answer, folders, ", ".join(models), limited)
 
 
-def _run(
-    finding: Finding, out: Path | None, model: str | None, limit: int | None, device: str | None, progress: bool
-) -> Path:
+def _run(finding: Finding, out: Path | None, model: str | None, limit: int | None, how: dict[str, Any]) -> Path:
     from sparsebench.suite_run import run_suite
 
-    outcome = run_suite(finding.suite, out, model, limit=limit, device=device, progress=progress)
+    outcome = run_suite(finding.suite, out, model, limit=limit, **how)
     if outcome.interrupted or outcome.failed:
         what = f"{outcome.left} cells are left" if outcome.interrupted else f"{outcome.failed} cells failed"
         raise CellsFailedError(f"{finding.finding}: {what}, so there is no answer", "the same command goes on")

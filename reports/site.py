@@ -270,7 +270,7 @@ class _Builder:
             "index.html",
             "Overview",
             counts=verdict_counts(self.headline, lambda f: leaderboards.get(f, "leaderboard/index.html")),
-            safe=safe_table(self.safe, self.pages, most=METHODS_SHOWN),
+            safe=safe_table(self.safe, self.pages, most=METHODS_SHOWN, fullest=True),
             costs=(costs := cost_views(self.costs, self.pages))[:METHODS_SHOWN],
             costs_left_out=max(0, len(costs) - METHODS_SHOWN),
             largest_loss=LARGEST_LOSS,

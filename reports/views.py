@@ -168,8 +168,8 @@ class SafeTable:
     left_out: int = 0
 
 
-def safe_table(safe: Sequence[SafeSparsity], pages: Pages, most: int = 60) -> SafeTable:
-    """Lay out the largest safe sparsities."""
+def safe_table(safe: Sequence[SafeSparsity], pages: Pages, most: int = 60, fullest: bool = False) -> SafeTable:
+    """Lay out the largest safe sparsities; with `fullest` of each configuration the lines with most tasks alone."""
     # What leaves nothing out has no level to ask about.
     safe = [s for s in safe if s.levels > 1 or 0 not in (s.largest, s.first_failure)]
     columns = sorted({(s.row["task"], s.row["metric"]) for s in safe})
@@ -178,7 +178,7 @@ def safe_table(safe: Sequence[SafeSparsity], pages: Pages, most: int = 60) -> Sa
     for s in safe:
         varying = told_apart[s.row["method"], s.row["config"]]
         told = [notation.model_name(s.row[k]) if k == "model" else s.row[k] for k in varying]
-        detail = " ".join(part for part in (s.row["config"], *told) if part)
+        detail = " ".join(part for part in dict.fromkeys((s.row["config"], *told)) if part)
         order = family_order([*FAMILIES, s.row["family"]]).index(s.row["family"])
         place = (f"{order:03}", s.row["method"], detail)
         line = lines.setdefault(
@@ -187,13 +187,23 @@ def safe_table(safe: Sequence[SafeSparsity], pages: Pages, most: int = 60) -> Sa
                 "method": s.row["method"],
                 "page": pages.method(s.row["method"]),
                 "detail": detail,
+                "series": (s.row["method"], s.row["config"]),
                 "entries": [None] * len(columns),
             },
         )
         line["entries"][columns.index((s.row["task"], s.row["metric"]))] = s
     ordered = [lines[key] for key in sorted(lines)]
+    if fullest:
+        tasks: dict[tuple[str, str], int] = {}
+        for line in ordered:
+            tasks[line["series"]] = max(tasks.get(line["series"], 0), _filled(line))
+        ordered = [line for line in ordered if _filled(line) == tasks[line["series"]]]
     named = [({"name": task, "page": pages.task(task)}, metric) for task, metric in columns]
-    return SafeTable(named, ordered[:most], max(0, len(ordered) - most))
+    return SafeTable(named, ordered[:most], len(lines) - len(ordered[:most]))
+
+
+def _filled(line: Mapping[str, Any]) -> int:
+    return sum(entry is not None for entry in line["entries"])
 
 
 def _told_apart(safe: Sequence[SafeSparsity]) -> dict[tuple[str, str], list[str]]:

@@ -458,3 +458,21 @@ def test_one_number_a_method(pages: dict[str, Page], table: pd.DataFrame) -> Non
             assert cost.flops is not None and cost.flops < 1
             assert all(s.largest is not None for s in mine if not s.obstacle), "no task on which nothing is safe"
     assert any(cost.budget for cost in costs)
+
+
+def test_the_overview_shows_of_each_method_the_grid_with_most_tasks() -> None:
+    from sparsebench.reports.safe import SafeSparsity
+    from sparsebench.reports.views import Pages, safe_table
+
+    def row(method: str, grid: str, task: str) -> SafeSparsity:
+        same = {key: "kick" for key in ("suite", "source")} | {"model": "m", "dtype": "d", "mode": "s", "protocol": "p"}
+        named = {"method": method, "config": "", "grid": grid, "task": task, "metric": "accuracy", "family": "pruning"}
+        return SafeSparsity({**same, **named}, 0.2, 0.3, 3, "")
+
+    safe = [row("wanda", "all", task) for task in ("arc", "piqa")]
+    safe += [row("wanda", f"seed-{n}", "arc") for n in range(3)] + [row("teal", "all", "arc")]
+    whole, short = safe_table(safe, Pages([])), safe_table(safe, Pages([]), fullest=True)
+    assert [(line["method"], line["detail"]) for line in short.lines] == [("teal", ""), ("wanda", "all")]
+    assert (len(whole.lines), whole.left_out, short.left_out) == (5, 0, 3)
+    few = safe_table(safe, Pages([]), most=1, fullest=True)
+    assert (len(few.lines), few.left_out) == (1, 4)

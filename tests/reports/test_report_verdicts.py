@@ -287,6 +287,15 @@ def test_the_largest_safe_sparsity_stops_at_the_first_failure(writer: Writer) ->
     assert (safe.largest, safe.first_failure, safe.levels, safe.obstacle) == (0.2, 0.3, 5, "")
 
 
+def test_bits_are_no_levels_of_sparsity(table: pd.DataFrame) -> None:
+    everything = safe_sparsities(table)
+    one = everything[0].row
+    mine = (table["method"] == one["method"]) & (table["task"] == one["task"])
+    found = safe_sparsities(table.assign(budget=table["budget"].where(~mine, "4 bits")))
+    assert len(found) < len(everything)
+    assert not [s for s in found if (s.row["method"], s.row["task"]) == (one["method"], one["task"])]
+
+
 def test_safe_sparsities_of_tasks_without_signal_say_so(table: pd.DataFrame) -> None:
     found = {(s.row["method"], s.row["task"]): s for s in safe_sparsities(table)}
     assert found["wanda", GUESS.id].obstacle == "no signal" and found["wanda", GUESS.id].largest is None

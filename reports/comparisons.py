@@ -17,7 +17,6 @@ from sparsebench.records import CellRecord
 from sparsebench.reports.changes import Changes, changed_samples
 from sparsebench.reports.pairing import align, clusters_of, metric_mismatch, task_mismatch, unusable
 from sparsebench.reports.processes import each
-from sparsebench.reports.reading import ahead
 from sparsebench.reports.rules import conclusions, margin_of
 from sparsebench.reports.sources import Array, Cells, IntArray, Samples, Source, read_samples
 from sparsebench.stats import Comparison, Margin, compare_many, signal, value_bounds
@@ -173,7 +172,7 @@ def _compare_group(baseline: StoredCell | str, members: list[Judged], rules: dic
     base = _samples_of_baseline(baseline)
     clusters = clusters_of(base) if isinstance(base, Samples) else None
     waiting: dict[tuple[str, Margin | None, float, int], list[Row]] = defaultdict(list)
-    for item in ahead(members, lambda item: [item.cell.folder / "samples.parquet"]):
+    for item in members:
         rule = rules[item.source.name]
         try:
             samples = read_samples(item.cell)

@@ -21,7 +21,6 @@ from sparsebench.metrics import Metric
 from sparsebench.packing import SUFFIX
 from sparsebench.remote import address
 from sparsebench.reports.processes import uncollected
-from sparsebench.reports.reading import ahead
 from sparsebench.store import Store, StoredCell
 
 Array = npt.NDArray[np.float64]
@@ -73,7 +72,7 @@ def _open(root: Path, name: str) -> Source:
     store = Store.open(root)
     source = Source(name.removesuffix(SUFFIX), store.root, store.suite(), {})
     with uncollected():
-        for identity in ahead(store.ids(), store.files):
+        for identity in store.ids():
             try:
                 source.cells[identity] = store.read(identity)
             except IntegrityError as error:

@@ -192,10 +192,6 @@ class Store:
         except (FileNotFoundError, NotADirectoryError):
             return []
 
-    def files(self, identity: str) -> list[str]:
-        """The files that `read` reads of a cell."""
-        return [f"{self.cells_folder}{os.sep}{identity}{os.sep}{name}.json" for name in ("record", "spec", "env")]
-
     def read(self, identity: str) -> StoredCell:
         """One stored cell.
 

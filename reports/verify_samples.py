@@ -9,6 +9,7 @@ import numpy as np
 from sparsebench.data.answers import first_answer, is_right, normalise
 from sparsebench.errors import IntegrityError
 from sparsebench.metrics import Metric
+from sparsebench.packing import round_fraction
 from sparsebench.reports.comparisons import noise_of, same_value
 from sparsebench.reports.pairing import unusable
 from sparsebench.reports.sources import Samples
@@ -44,6 +45,9 @@ def _numbers(cell: StoredCell, samples: Samples) -> Iterator[Found]:
         if wrong:
             yield "error", "metrics", wrong
             continue
+        bits = cell.record.rounded_bits
+        if bits is not None and not np.array_equal(round_fraction(numerator, bits), numerator, equal_nan=True):
+            yield "error", "samples", f"{metric.name} is said to be rounded to {bits} bits, and is not"
         value, n = metric.value(samples.frame), int((~np.isnan(numerator)).sum())
         if not same_value(value, recorded.value, noise_of(cell.record, numerator, weight)):
             yield "error", "metrics", f"{metric.name} is recorded as {recorded.value}, its samples give {value}"

@@ -192,7 +192,7 @@ class CellRecord(_Model):
     samples_sha256: str | None = None
     left_out: list[str] = Field(default_factory=list)
     """Columns of the samples that were left out of the packed results; see `sparsebench.packing`."""
-    rounded_bits: int | None = None
+    rounded_bits: int | None = Field(None, ge=8, le=52)
     """Bits that the fractions of the samples' floats were rounded to in packing; None: they are as they were."""
 
 

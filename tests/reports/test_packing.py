@@ -113,6 +113,14 @@ def test_what_rounding_cannot_have_done_is_an_error(results: Path, tmp_path: Pat
     assert any("its samples give" in f.message for f in verify(store.root))
 
 
+def test_a_claim_to_have_been_rounded_is_checked(results: Path, tmp_path: Path) -> None:
+    store = Store.open(pack(Store.open(results), tmp_path / "a.tar.xz").path)
+    cell = next(c for c in store if c.record.outcome.metrics and c.record.outcome.metrics[0].metric.column == "nll")
+    path = cell.folder / "record.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"rounded_bits": 8}))
+    assert any("rounded to 8 bits, and is not" in f.message for f in verify(store.root))
+
+
 @settings(max_examples=100, deadline=None)
 @given(st.lists(st.floats(width=64) | st.integers(-(2**16), 2**16).map(float), min_size=1), st.integers(8, 52))
 def test_rounding_a_fraction(values: list[float], bits: int) -> None:

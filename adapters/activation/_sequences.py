@@ -13,6 +13,7 @@ from sparsebench.adapters.activation._masking import Counted, Masking
 from sparsebench.adapters.activation.base import dropped
 from sparsebench.adapters.selection import smallest
 from sparsebench.engine.flow import Lanes, PackedRows
+from sparsebench.engine.transfer import sent
 
 if TYPE_CHECKING:
     from sparsebench.adapters.activation._prompt import PromptActivation
@@ -42,12 +43,14 @@ def packed_rows(rows: PackedRows | Lanes, device: torch.device) -> Iterator[Row]
     """The rows of a pass of the engine."""
     none = torch.zeros(0, dtype=torch.long, device=device)
     if isinstance(rows, Lanes):
-        for place, states in enumerate(rows.states):
-            yield Row(none, torch.tensor([place], device=device), states)
+        places = torch.arange(len(rows.states), device=device)[:, None]
+        for place, states in zip(places, rows.states, strict=True):
+            yield Row(none, place, states)
         return
     for batch in rows.batches:
-        for tokens, positions, states in zip(batch.tokens, batch.positions, batch.states, strict=True):
-            own = tokens[positions >= 0]
+        real = (batch.known.positions >= 0).sum(axis=1).tolist()
+        for tokens, count, states in zip(batch.tokens, real, batch.states, strict=True):
+            own = tokens[:count]  # padding stands on the right
             yield Row(none, own, states) if batch.decode else Row(own, none, states)
 
 
@@ -78,8 +81,11 @@ class PromptMasking(Masking):
         super().__init__(adapter, system, sites, levels, state)
         self._seen: Tokens | None = None
         self._rows: list[Row] = []
+        self._steps = False
+        """Whether the pass is a step of decode: one token for each sequence, in their order."""
         self._plain: list[Memory] = []
         self._gone: torch.Tensor | None = None
+        self._kept: dict[str, tuple[list[Memory], torch.Tensor]] = {}
 
     def __call__(self, site: Site, x: torch.Tensor) -> torch.Tensor | None:
         tokens = self.tokens(x)
@@ -90,6 +96,7 @@ class PromptMasking(Masking):
 
     def _rows_of(self, tokens: Tokens) -> Iterator[Row]:
         flow = self.system.flow
+        self._steps = flow is not None and isinstance(flow.rows, Lanes)
         if flow is not None and flow.rows is not None:
             if isinstance(flow.rows, PackedRows | Lanes):
                 yield from packed_rows(flow.rows, tokens.decode.device)
@@ -108,19 +115,27 @@ class PromptMasking(Masking):
             memory = row.memories[-1]
             memory[self, site.name] = memory.get((self, site.name), 0) + own.sum(dim=0)
             memory.pop((self, site.name, "gone"), None)
+        self._kept.pop(site.name, None)
 
-    def _left_out(self, memories: list[Memory], site: Site) -> torch.Tensor:
-        """Which neurons a sequence leaves out, bool [channels]."""
-        parts = [memory for memory in memories if (self, site.name) in memory]
-        if not parts:
-            return torch.zeros(site.channels, dtype=torch.bool, device=self.system.device)
+    def _left_out(self, site: Site, rows: list[Row]) -> torch.Tensor:
+        """Which neurons sequences leave out, bool [rows, channels]; kept while the same sequences come again."""
+        known = self._kept.get(site.name)
+        if known is not None and len(known[0]) == len(rows):
+            if all(own is row.memories[-1] for own, row in zip(known[0], rows, strict=True)):
+                return known[1]
+        parts = [[memory for memory in row.memories if (self, site.name) in memory] for row in rows]
         key = (self, site.name, "gone")
-        if key not in parts[-1]:
-            sums = torch.stack([part[self, site.name] for part in parts]).sum(dim=0)
-            worth = self.adapter.worth(sums, self.states[site.name])
-            parts[-1][key] = smallest(worth[None].float(), dropped(self.levels[site.name], site.channels))[0]
-        gone: torch.Tensor = parts[-1][key]
-        return gone
+        new = [own for own in parts if own and key not in own[-1]]
+        if new:
+            state = self.states[site.name]
+            worth = [self.adapter.worth(torch.stack([m[self, site.name] for m in own]).sum(dim=0), state) for own in new]
+            count = dropped(self.levels[site.name], site.channels)
+            for own, gone in zip(new, smallest(torch.stack(worth).float(), count), strict=True):
+                own[-1][key] = gone
+        none = torch.zeros(site.channels, dtype=torch.bool, device=self.system.device)
+        chosen = torch.stack([own[-1][key] if own else none for own in parts])
+        self._kept[site.name] = [row.memories[-1] for row in rows], chosen
+        return chosen
 
     def _masked(self, site: Site, x: torch.Tensor, tokens: Tokens) -> torch.Tensor:
         rows = [row for row in self._rows if len(row.decode)]
@@ -128,10 +143,13 @@ class PromptMasking(Masking):
         if self.levels[site.name] == 0 or not rows:
             return x
         flat = x.reshape(-1, x.shape[-1])
-        gone = torch.zeros(flat.shape, dtype=torch.bool, device=flat.device)
-        owners = np.repeat(np.arange(len(rows)), [len(row.decode) for row in rows])
-        chosen = torch.stack([self._left_out(row.memories, site) for row in rows])
-        gone[torch.cat([row.decode for row in rows])] = chosen[torch.from_numpy(owners).to(flat.device)]
+        chosen = self._left_out(site, rows)
+        if self._steps and len(rows) == len(flat):
+            gone = chosen
+        else:
+            gone = torch.zeros(flat.shape, dtype=torch.bool, device=flat.device)
+            owners = np.repeat(np.arange(len(rows)), [len(row.decode) for row in rows])
+            gone[torch.cat([row.decode for row in rows])] = chosen[sent(owners, flat.device)]
         self._gone = gone
         return (flat * ~gone).reshape(x.shape)
 

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from sparsebench.engine.transfer import sent
+
 if TYPE_CHECKING:
     from sparsebench.budget import Budget
     from sparsebench.engine.attention import AttentionView
@@ -61,6 +63,28 @@ class Allowance:
             view: The rows.
             pinned: Queries that read all they see and are paid for by the others, bool [rows, queries].
         """
+        memo, key = view.geometry.memo, ("counts", self, view.window)
+        if pinned is None and key in memo:  # the same in all layers
+            known: torch.Tensor = memo[key]
+            return known
+        counts = self._counts(view, pinned)
+        if pinned is None:
+            memo[key] = counts
+        return counts
+
+    def most(self, view: AttentionView) -> int:
+        """A number that none of `counts` exceeds where no queries are pinned; the host knows it without asking."""
+        longest = int(view.geometry.positions.max(initial=-1)) + 1
+        longest = longest if view.window is None else min(longest, view.window)
+        if self.tokens is not None:
+            wanted = self.tokens
+        elif view.decode:
+            wanted = int((self.density or 0.0) * longest) + 1
+        else:
+            wanted = int(max(self._levels(view, [0] * len(view.lengths)))) + 1
+        return max(1, min(wanted, longest))
+
+    def _counts(self, view: AttentionView, pinned: torch.Tensor | None) -> torch.Tensor:
         seen = seen_keys(view)
         if self.tokens is not None:
             wanted = torch.full_like(seen, self.tokens)
@@ -68,19 +92,16 @@ class Allowance:
             # Squares: a share of a growing number of keys beats against an evenly spaced dither.
             wanted = torch.floor((self.density or 0.0) * seen.double() + dither((view.positions + 1) ** 2)).long()
         else:
-            wanted = torch.floor(self._levels(view, pinned)[:, None] + dither(view.positions)).long()
+            levels = self._levels(view, [0] * len(seen) if pinned is None else pinned.sum(dim=1).tolist())
+            wanted = torch.floor(sent(levels, seen.device)[:, None] + dither(view.positions)).long()
         if pinned is not None:
             wanted = torch.where(pinned, seen, wanted)
         return torch.minimum(wanted.clamp(min=1), seen)
 
-    def _levels(self, view: AttentionView, pinned: torch.Tensor | None) -> torch.Tensor:
-        spans = row_spans(view)
-        last = [0] * len(spans) if pinned is None else pinned.sum(dim=1).tolist()
+    def _levels(self, view: AttentionView, pinned: list[int]) -> np.ndarray:
         density = self.density if self.density is not None else 1.0
-        levels = [
-            level(start, count, view.window, density, end) for (start, count), end in zip(spans, last, strict=True)
-        ]
-        return torch.tensor(levels, dtype=torch.float64, device=view.positions.device)
+        spans = zip(row_spans(view), pinned, strict=True)
+        return np.array([level(start, count, view.window, density, last) for (start, count), last in spans])
 
 
 def dither(positions: torch.Tensor) -> torch.Tensor:

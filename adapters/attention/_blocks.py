@@ -117,7 +117,11 @@ def choose_pages(score: torch.Tensor, view: AttentionView, allowance: Allowance,
     counts = torch.minimum(wanted.clamp(min=0), before)
     page = torch.arange(score.shape[-1], device=score.device)
     candidates = (page >= oldest[..., None]) & (page < own[..., None])
-    chosen = top_mask(score.float().masked_fill(~candidates[:, None], -torch.inf), counts[:, None])
+    if allowance.tokens is not None:
+        most = max(allowance.tokens // size, least)
+    else:
+        most = int((allowance.density or 0.0) * (1 + int(view.geometry.positions.max(initial=0))) / size) + 1
+    chosen = top_mask(score.float().masked_fill(~candidates[:, None], -torch.inf), counts[:, None], most)
     return Pages((chosen & candidates[:, None]) | (page == own[..., None])[:, None], size)
 
 

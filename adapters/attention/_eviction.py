@@ -6,16 +6,18 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import numpy as np
 import torch
 
-from sparsebench.adapters.attention._allowance import Allowance
+from sparsebench.adapters.attention._allowance import Allowance, row_spans
 from sparsebench.adapters.attention._cache import CacheAdapter, PromptAdapter, StepwiseCache, reachable
 from sparsebench.adapters.attention._estimate import grouped
 from sparsebench.adapters.attention._executor import SelectivePolicy
 from sparsebench.adapters.attention._gathered import Tally
 from sparsebench.adapters.attention._kept import KeptCache, kept_tensors, nbytes
 from sparsebench.adapters.attention._selection import ByQuery, Given, Selection, alone, top_mask
-from sparsebench.engine.attention import AttentionView, scores
+from sparsebench.engine.attention import AttentionView, Geometry, scores
+from sparsebench.engine.transfer import sent
 from sparsebench.errors import InputError
 from sparsebench.systems.counters import Amount
 
@@ -46,6 +48,52 @@ class Held:
 
 
 @dataclass(frozen=True)
+class Together:
+    """What the rows of one step hold after it, side by side.
+
+    Attributes:
+        keys: Bool [rows, kv_heads, keys].
+        worth: float32 [rows, kv_heads, keys].
+    """
+
+    keys: torch.Tensor
+    worth: torch.Tensor
+
+    def of(self, rows: np.ndarray, keys: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Some of the rows, with room for so many keys, of which the new ones are not held and worth nothing."""
+        held, worth = self.keys[:, :, :keys], self.worth[:, :, :keys]
+        if not np.array_equal(rows, np.arange(len(held))):
+            places = sent(rows, held.device)
+            held, worth = held[places], worth[places]
+        room = (0, keys - held.shape[2])
+        return torch.nn.functional.pad(held, room), torch.nn.functional.pad(worth, room)
+
+
+@dataclass(frozen=True)
+class HeldRow:
+    """One row of what is held together; see `Held`."""
+
+    together: Together
+    row: int
+    length: int
+
+    @property
+    def keys(self) -> torch.Tensor:
+        """See `Held`."""
+        return self.together.keys[self.row, :, : self.length]
+
+    @property
+    def worth(self) -> torch.Tensor:
+        """See `Held`."""
+        return self.together.worth[self.row, :, : self.length]
+
+    @property
+    def more(self) -> dict[str, torch.Tensor]:
+        """See `Held`."""
+        return {}
+
+
+@dataclass(frozen=True)
 class Stacked:
     """What is held of several sequences, padded on the right with zeros.
 
@@ -56,15 +104,15 @@ class Stacked:
         more: What else is remembered, by name, each [rows, kv_heads, most, ...].
     """
 
-    held: list[Held]
+    held: list[Held | HeldRow]
     keys: torch.Tensor
     lengths: torch.Tensor
     more: dict[str, torch.Tensor]
 
     @classmethod
-    def of(cls, held: list[Held]) -> Stacked:
+    def of(cls, held: list[Held | HeldRow]) -> Stacked:
         """Put together what is held of the rows of a view."""
-        lengths = torch.tensor([one.length for one in held], device=held[0].keys.device)
+        lengths = sent(np.array([one.length for one in held]), held[0].keys.device)
         names = max(held, key=lambda one: len(one.more)).more
         more = {name: _padded([one.more.get(name, like[:, :0]) for one in held]) for name, like in names.items()}
         return cls(held, _padded([one.keys for one in held]), lengths, more)
@@ -83,20 +131,26 @@ def within_reach(prompt: AttentionView) -> torch.Tensor:
     return (places >= length - reachable(length, prompt.window))[None]
 
 
-def best(score: torch.Tensor, candidates: torch.Tensor, count: int | torch.Tensor) -> torch.Tensor:
+def best(
+    score: torch.Tensor, candidates: torch.Tensor, count: int | torch.Tensor, most: int | None = None
+) -> torch.Tensor:
     """The candidates with the highest scores along the last dimension, bool; of equal ones the first.
 
     Args:
         score: float32 [..., keys].
         candidates: Bool, broadcastable to it.
         count: How many of each, an int or [...]; fewer where there are fewer candidates.
+        most: See `top_mask`.
     """
     candidates = candidates.expand_as(score)
-    counts = torch.as_tensor(count, device=score.device).expand(score.shape[:-1])
-    counts = torch.minimum(counts, candidates.sum(dim=-1))
+    counts = candidates.sum(dim=-1)
+    if isinstance(count, int):
+        counts, most = counts.clamp(max=count), count
+    else:
+        counts = torch.minimum(count.expand_as(counts), counts)
     # Infinite scores are kept apart from keys that are no candidates.
     finite = score.float().clamp(-3e38, 3e38)
-    return top_mask(finite.masked_fill(~candidates, -torch.inf), counts) & candidates
+    return top_mask(finite.masked_fill(~candidates, -torch.inf), counts, most) & candidates
 
 
 class RememberingPolicy(SelectivePolicy):
@@ -270,28 +324,37 @@ class StepByStep(KeptKeys):
 
     def select(self, view: AttentionView, allowance: Allowance) -> Selection:
         """See `Selector`."""
-        rows, kv_heads, keys = len(view.lengths), view.key.shape[1], view.key.shape[2]
-        held = torch.zeros((rows, kv_heads, keys), dtype=torch.bool, device=view.key.device)
-        worth = torch.zeros((rows, kv_heads, keys), device=view.key.device)
-        for row in range(rows):
-            before = held_of(view, row, self.method.card.id)
-            if before.length != first_position(view, row):
-                raise InputError(f"{self.method.card.id}: a text went back to before what was evicted since")
-            if before.worth is not None:
-                held[row, :, : before.length], worth[row, :, : before.length] = before.keys, before.worth
-        mask = held.new_zeros((rows, kv_heads, view.query.shape[2], keys))
+        held, worth = self._before(view)
+        mask = []
         for query in range(view.query.shape[2]):
-            one = replace(
-                view, query=view.query[:, :, query : query + 1], positions=view.positions[:, query : query + 1]
-            )
+            one = one_query(view, query)
             reads, after = self._step(one, allowance, held, worth)
             real = (one.positions >= 0)[:, :, None]
             held, worth = torch.where(real, reads, held), torch.where(real, after, worth)
-            mask[:, :, query] = reads & real
+            mask.append(reads & real)
+        all_rows = Together(held, worth)
         for row, length in enumerate(view.geometry.lengths.tolist()):
-            own = Held(held[row, :, :length].clone(), worth[row, :, :length].clone())
-            view.states[row][-1][self.method.card.id, view.layer] = own
-        return Given(mask)
+            view.states[row][-1][self.method.card.id, view.layer] = HeldRow(all_rows, row, length)
+        return Given(torch.stack(mask, dim=2))
+
+    def _before(self, view: AttentionView) -> tuple[torch.Tensor, torch.Tensor]:
+        """What is held before the first query of each row, and what it is worth; both [rows, kv_heads, keys]."""
+        rows, kv_heads, keys = len(view.lengths), view.key.shape[1], view.key.shape[2]
+        before = [held_of(view, row, self.method.card.id) for row in range(rows)]
+        for row, one in enumerate(before):
+            if one.length != first_position(view, row):
+                raise InputError(f"{self.method.card.id}: a text went back to before what was evicted since")
+        # From step to step the same sequences come again, and lie together as the last step left them.
+        together = before[0].together if isinstance(before[0], HeldRow) else None
+        if together is not None and all(isinstance(one, HeldRow) and one.together is together for one in before):
+            places = np.array([one.row for one in before if isinstance(one, HeldRow)])
+            return together.of(places, keys)
+        held = torch.zeros((rows, kv_heads, keys), dtype=torch.bool, device=view.key.device)
+        worth = torch.zeros((rows, kv_heads, keys), device=view.key.device)
+        for row, one in enumerate(before):
+            if one.worth is not None:
+                held[row, :, : one.length], worth[row, :, : one.length] = one.keys, one.worth
+        return held, worth
 
     def _step(
         self, one: AttentionView, allowance: Allowance, held: torch.Tensor, worth: torch.Tensor
@@ -299,24 +362,34 @@ class StepByStep(KeptKeys):
         """What one query of each row reads, and what keys are worth after it; both [rows, kv_heads, keys]."""
         visible = one.visible()[:, :, 0]
         at = one.positions.clamp(min=0)[:, :, None]
-        own = torch.arange(held.shape[2], device=held.device) == at
-        room = self._room(one, allowance)
-        last = torch.tensor([self.method.recent(count) for count in room.tolist()], device=held.device)
-        protected = torch.arange(held.shape[2], device=held.device) >= at - last[:, None, None]
-        stays = best(worth.masked_fill(protected, torch.inf), held & visible, room[:, None])
-        reads = (stays | own) & visible
+        places = torch.arange(held.shape[2], device=held.device)
+        counts = self._room(one, allowance)
+        room, last = sent(counts, held.device)
+        protected = places >= at - last[:, None, None]
+        most = int(counts[0].max(initial=0))
+        stays = best(worth.masked_fill(protected, torch.inf), held & visible, room[:, None], most)
+        reads = (stays | (places == at)) & visible
         weights = weights_over(one, reads.repeat_interleave(one.group, dim=1)[:, :, None])
-        return reads, self.method.update(worth, grouped(weights, one.group, 1)[:, :, :, 0])
+        after = self.method.update(worth, grouped(weights, one.group, 1)[:, :, :, 0])
+        return reads, after.masked_fill(places > at, 0.0)
 
-    def _room(self, one: AttentionView, allowance: Allowance) -> torch.Tensor:
-        """Keys that each query may read beside its own, int64 [rows]."""
-        seen = (one.positions[:, 0] + 1).clamp(min=1)
-        seen = seen if one.window is None else seen.clamp(max=one.window)
-        counts = [self.method.held(allowance, int(n), one.layer, 1) - 1 for n in seen.tolist()]
-        return torch.tensor(counts, device=one.key.device)
+    def _room(self, one: AttentionView, allowance: Allowance) -> np.ndarray:
+        """Keys that each query may read beside its own, and how many of the last are among them, int64 [2, rows]."""
+        seen = (one.geometry.positions[:, 0] + 1).clip(min=1, max=one.window)
+        counts = [self.method.held(allowance, n, one.layer, 1) - 1 for n in seen.tolist()]
+        return np.array([counts, [self.method.recent(count) for count in counts]], dtype=np.int64)
 
 
-def held_of(view: AttentionView, row: int, method: str) -> Held:
+def one_query(view: AttentionView, query: int) -> AttentionView:
+    """One query of each row."""
+    if view.query.shape[2] == 1:
+        return view
+    known, positions = view.geometry, view.positions[:, query : query + 1]
+    there = Geometry(known.positions[:, query : query + 1], known.lengths, (positions, view.lengths))
+    return replace(view, query=view.query[:, :, query : query + 1], positions=positions, aligned=False, known=there)
+
+
+def held_of(view: AttentionView, row: int, method: str) -> Held | HeldRow:
     """What the queries of a row find: what was held at the end of the nearest ancestor that has been through the layer.
 
     Raises:
@@ -324,7 +397,7 @@ def held_of(view: AttentionView, row: int, method: str) -> Held:
     """
     start = first_position(view, row)
     for memory in reversed(view.states[row]):
-        found: Held | None = memory.get((method, view.layer))
+        found: Held | HeldRow | None = memory.get((method, view.layer))
         if found is not None and found.length <= start:
             return found
     if start:
@@ -338,9 +411,8 @@ def held_of(view: AttentionView, row: int, method: str) -> Held:
 
 
 def first_position(view: AttentionView, row: int) -> int:
-    """Position of the first query of a row."""
-    real = view.positions[row]
-    return int(real[real >= 0].min()) if bool((real >= 0).any()) else 0
+    """Position of the first query of a row; 0 where it has none."""
+    return row_spans(view)[row][0]
 
 
 def weights_over(view: AttentionView, keep: torch.Tensor) -> torch.Tensor:

@@ -11,13 +11,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
 
 from sparsebench.adapters.attention._tiles import Tile, over_heads, pairs_at, shared_tile, tile_of
 from sparsebench.engine.attention import AttentionView, Geometry
+
+if TYPE_CHECKING:
+    from sparsebench.adapters.attention._allowance import Allowance
 
 
 class Selection(Protocol):
@@ -76,16 +79,25 @@ class TopTokens:
     Attributes:
         score: Scores of a slice, [rows, heads, queries, keys], or with key heads or 1 in the place of heads.
         counts: Keys that each query reads, [rows, queries]; never more than it sees.
+        most: See `top_mask`.
     """
 
     score: Callable[[AttentionView], torch.Tensor]
     counts: torch.Tensor
     index_flops: float = 0.0
+    most: int | None = None
+
+    @classmethod
+    def within(
+        cls, allowance: Allowance, view: AttentionView, score: Callable[[AttentionView], torch.Tensor]
+    ) -> TopTokens:
+        """As many keys as an allowance gives the queries of a view."""
+        return cls(score, allowance.counts(view), most=allowance.most(view))
 
     def keep(self, part: AttentionView, first: int) -> torch.Tensor:
         """See `Selection`."""
         scores = self.score(part).masked_fill(~part.visible(), -torch.inf)
-        return top_mask(scores, self.counts[:, None, first : first + part.query.shape[2]])
+        return top_mask(scores, self.counts[:, None, first : first + part.query.shape[2]], self.most)
 
 
 @dataclass(frozen=True)
@@ -315,8 +327,11 @@ def alone(view: AttentionView, row: int) -> AttentionView:
 def part_of(view: AttentionView, first: int, last: int) -> AttentionView:
     """The queries from `first` to before `last`, with no key beyond what the last of them sees."""
     known = view.geometry
-    positions, there = view.positions[:, first:last], known.positions[:, first:last]
+    there = known.positions[:, first:last]
     keys = max(1, int(there.max()) + 1)
+    if first == 0 and last >= view.query.shape[2] and keys == view.key.shape[2]:
+        return view
+    positions = view.positions[:, first:last]
     lengths = view.lengths.clamp(max=keys)
     return replace(
         view,
@@ -338,14 +353,15 @@ def per_head(mask: torch.Tensor, view: AttentionView) -> torch.Tensor:
     return mask
 
 
-def top_mask(scores: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
+def top_mask(scores: torch.Tensor, counts: torch.Tensor, most: int | None = None) -> torch.Tensor:
     """The `counts` highest scores along the last dimension, bool; of equal scores the first.
 
     Args:
         scores: [..., n], without NaN.
         counts: How many of each, broadcastable to [...]; at most n.
+        most: A number that no count exceeds, where the caller knows one: a device would have to be asked.
     """
-    most = int(counts.max()) if counts.numel() else 0
+    most = min(_largest(counts) if most is None else most, scores.shape[-1])
     if most == 0:
         return torch.zeros_like(scores, dtype=torch.bool)
     counts = counts.expand(scores.shape[:-1])[..., None]
@@ -357,6 +373,10 @@ def top_mask(scores: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
     if tied.is_cuda or bool((tied.sum(dim=-1, keepdim=True) > room).any()):
         tied &= tied.cumsum(dim=-1, dtype=torch.int32) <= room
     return (above | tied) & (counts > 0)
+
+
+def _largest(counts: torch.Tensor) -> int:
+    return int(counts.max()) if counts.numel() else 0
 
 
 def cover_mask(mass: torch.Tensor, coverage: float | torch.Tensor) -> torch.Tensor:
@@ -380,6 +400,6 @@ def sink_and_recent(view: AttentionView, counts: torch.Tensor, sinks: int | torc
     A query's own key comes first, then the sinks; sinks outside a layer's window leave their room to recent keys.
     """
     room = (counts - 1).clamp(min=0)
-    first = torch.minimum(torch.as_tensor(sinks, device=counts.device).expand_as(room), room)
+    first = room.clamp(max=sinks) if isinstance(sinks, int) else torch.minimum(sinks.expand_as(room), room)
     hidden = torch.zeros_like(counts) if view.window is None else (view.positions + 1 - view.window).clamp(min=0)
     return SinkAndRecent(first, counts - (first - hidden).clamp(min=0))

@@ -57,7 +57,7 @@ class DilatedWindow(AttentionAdapter):
         """See `AttentionAdapter.select`."""
         from sparsebench.adapters.attention._selection import TopTokens
 
-        return TopTokens(lambda part: dilated(part, self.gap), allowance.counts(view))
+        return TopTokens.within(allowance, view, lambda part: dilated(part, self.gap))
 
 
 def dilated(part: AttentionView, gap: int) -> torch.Tensor:

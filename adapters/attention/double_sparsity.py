@@ -94,7 +94,7 @@ class DoubleSparsity(AttentionAdapter):
         from sparsebench.adapters.attention._selection import TopTokens
 
         channels: torch.Tensor = prepared.state[view.layer]
-        return TopTokens(lambda part: label_scores(part, channels), allowance.counts(view))
+        return TopTokens.within(allowance, view, lambda part: label_scores(part, channels))
 
 
 def label_scores(part: AttentionView, channels: torch.Tensor) -> torch.Tensor:

@@ -43,4 +43,4 @@ class OracleTokens(AttentionAdapter):
 
         if (coverage := allowance.coverage) is not None:
             return ByQuery(lambda part: cover_mask(attention_weights(part), coverage))
-        return TopTokens(scores, allowance.counts(view))
+        return TopTokens.within(allowance, view, scores)

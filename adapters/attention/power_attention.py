@@ -58,7 +58,7 @@ class PowerAttention(AttentionAdapter):
         """See `AttentionAdapter.select`."""
         from sparsebench.adapters.attention._selection import TopTokens
 
-        return TopTokens(lambda part: precedence(part, self.block), allowance.counts(view))
+        return TopTokens.within(allowance, view, lambda part: precedence(part, self.block))
 
 
 def precedence(part: AttentionView, size: int) -> torch.Tensor:

@@ -42,7 +42,7 @@ class RandomTokens(AttentionAdapter):
         """See `AttentionAdapter.select`."""
         from sparsebench.adapters.attention._selection import TopTokens
 
-        return TopTokens(self._score, allowance.counts(view))
+        return TopTokens.within(allowance, view, self._score)
 
     def _score(self, part: AttentionView) -> torch.Tensor:
         import torch

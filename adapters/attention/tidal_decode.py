@@ -72,7 +72,7 @@ class TidalDecode(AttentionAdapter):
         from sparsebench.adapters.attention._selection import Given, TopTokens
         from sparsebench.engine.attention import scores
 
-        return Given(TopTokens(scores, allowance.counts(view)).keep(view, 0))
+        return Given(TopTokens.within(allowance, view, scores).keep(view, 0))
 
 
 class _Persistent:

@@ -96,6 +96,15 @@ class AttentionView:
 
     def visible(self) -> torch.Tensor:
         """Which keys each query may see at all: causal, in its row, in the window; bool [rows, 1, queries, keys]."""
+        if self.query.shape[2] > 1 or self.known is None or self.known.of[0] is not self.positions:
+            return self._visible()
+        memo, key = self.known.memo, ("visible", self.window, self.key.shape[2])
+        if key not in memo:  # a step of decode asks for the same in every layer
+            memo[key] = self._visible()
+        seen: torch.Tensor = memo[key]
+        return seen
+
+    def _visible(self) -> torch.Tensor:
         keys = torch.arange(self.key.shape[2], device=self.key.device)
         at = self.positions[:, None, :, None]
         seen = (keys <= at) & (keys < self.lengths[:, None, None, None])

@@ -48,7 +48,8 @@ def packed_rows(rows: PackedRows | Lanes, device: torch.device) -> Iterator[Row]
             yield Row(none, place, states)
         return
     for batch in rows.batches:
-        real = (batch.known.positions >= 0).sum(axis=1).tolist()
+        positions = batch.positions.cpu().numpy() if batch.known is None else batch.known.positions
+        real = (positions >= 0).sum(axis=1).tolist()
         for tokens, count, states in zip(batch.tokens, real, batch.states, strict=True):
             own = tokens[:count]  # padding stands on the right
             yield Row(none, own, states) if batch.decode else Row(own, none, states)
@@ -128,7 +129,9 @@ class PromptMasking(Masking):
         new = [own for own in parts if own and key not in own[-1]]
         if new:
             state = self.states[site.name]
-            worth = [self.adapter.worth(torch.stack([m[self, site.name] for m in own]).sum(dim=0), state) for own in new]
+            worth = [
+                self.adapter.worth(torch.stack([m[self, site.name] for m in own]).sum(dim=0), state) for own in new
+            ]
             count = dropped(self.levels[site.name], site.channels)
             for own, gone in zip(new, smallest(torch.stack(worth).float(), count), strict=True):
                 own[-1][key] = gone

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from functools import lru_cache
 
+import numpy as np
 import torch
 
 from sparsebench.adapters.attention._allowance import GOLDEN, Allowance, dither, seen_keys
 from sparsebench.adapters.attention._estimate import attention_weights, block_means, block_sums
 from sparsebench.adapters.attention._selection import Pages, part_of, top_mask
 from sparsebench.engine.attention import AttentionView
+from sparsebench.engine.transfer import sent
 
 SLICE = 256
 """Queries whose attention weights are held at a time."""
@@ -43,15 +45,17 @@ def choose_blocks(
 
     Args:
         score: [heads, query_blocks, key_blocks].
-        pairs: `block_pairs` of the row.
-        forced: Blocks to keep in any case, bool [query_blocks, key_blocks]; within the allowance, where that has room.
+        pairs: `block_pairs` of the row, on the host.
+        forced: Blocks to keep in any case, on the host, bool [query_blocks, key_blocks]; within the allowance, where
+            that has room.
         allowance: Density or tokens.
         size: Keys of a block.
         length: Keys of the row.
     """
-    pairs = pairs.to(score.device)
+    total = float(pairs.sum())
+    pairs = sent(pairs.numpy(), score.device)
     visible = pairs > 0
-    forced = forced.to(score.device) & visible
+    forced = sent(forced.numpy(), score.device) & visible
     score = score.float().masked_fill(~visible, -torch.inf).masked_fill(forced, torch.inf)
     most = visible.sum(dim=1)
     least = forced.sum(dim=1).clamp(min=1)
@@ -61,33 +65,37 @@ def choose_blocks(
         counts = torch.full_like(most, allowance.tokens // size)
         counts = torch.where(allowance.tokens >= keys, most, counts)
     else:
-        counts = _counts(score, pairs, allowance.density or 0.0, least, most, size)
+        target = (allowance.density or 0.0) * total + size * size / 2
+        counts = most if (allowance.density or 0.0) >= 1 else _counts(score, pairs, target, least, most)
     return top_mask(score, torch.minimum(torch.maximum(counts, least), most)) & visible
 
 
 def _counts(
-    score: torch.Tensor, pairs: torch.Tensor, density: float, least: torch.Tensor, most: torch.Tensor, size: int
+    score: torch.Tensor, pairs: torch.Tensor, target: float, least: torch.Tensor, most: torch.Tensor
 ) -> torch.Tensor:
-    """Blocks of each row with which a head reads its share of pairs, int64 [heads, query_blocks]."""
+    """Blocks of each row with which a head reads at most `target` pairs, int64 [heads, query_blocks].
+
+    A row i takes floor(level + s_i) blocks, from `least` to `most`, with the same level for all rows and s_i spread
+    evenly over [0, 1): its block of rank r joins when the level reaches r + 1 - s_i. In that order they are added up.
+    """
     order = score.sort(dim=-1, descending=True, stable=True).indices
-    ranked = pairs.expand_as(score).gather(-1, order).cumsum(dim=-1)
-    ranked = torch.nn.functional.pad(ranked, (1, 0))
-    spread = torch.frac((torch.arange(score.shape[1], device=score.device).double() + 1) * GOLDEN)
-    target = density * float(pairs.sum()) + size * size / 2
+    ranked = pairs.expand_as(score).gather(-1, order)
+    least = torch.minimum(least, most)
+    rank = torch.arange(pairs.shape[1], device=score.device)
+    joins = (rank >= least[:, None]) & (rank < most[:, None])
+    given = (ranked * (rank < least[:, None])).sum(dim=(1, 2))
+    turns = sent(_turns(*pairs.shape), score.device)
+    added = (ranked * joins).flatten(1)[:, turns].cumsum(dim=1) + given[:, None]
+    taken = torch.zeros_like(added, dtype=torch.bool)
+    taken[:, turns] = added <= target
+    return least + (taken.reshape(score.shape) & joins).sum(dim=-1)
 
-    def counts(level: torch.Tensor) -> torch.Tensor:
-        wanted = torch.floor(level[:, None] + spread).long()
-        return torch.minimum(torch.maximum(wanted, least), most)
 
-    low = torch.zeros(score.shape[0], dtype=torch.float64, device=score.device)
-    high = low + float(most.max())
-    if density >= 1:
-        return counts(high)
-    for _ in range(40):
-        middle = (low + high) / 2
-        fits = ranked.gather(-1, counts(middle)[..., None]).sum(dim=(1, 2)) <= target
-        low, high = torch.where(fits, middle, low), torch.where(fits, high, middle)
-    return counts(low)
+@lru_cache(maxsize=32)
+def _turns(rows: int, columns: int) -> np.ndarray:
+    """Flat places of the blocks by rank, [rows * columns], in the order in which a rising level takes them."""
+    spread = np.modf((np.arange(rows) + 1.0) * GOLDEN)[0]
+    return np.argsort((np.arange(columns) + 1.0 - spread[:, None]).ravel(), kind="stable")
 
 
 def choose_pages(score: torch.Tensor, view: AttentionView, allowance: Allowance, size: int, least: int = 1) -> Pages:
@@ -127,7 +135,7 @@ def choose_pages(score: torch.Tensor, view: AttentionView, allowance: Allowance,
 
 def pooled_scores(row: AttentionView, size: int) -> torch.Tensor:
     """Scaled products of the means of blocks of queries and of keys, of one row, [heads, query_blocks, key_blocks]."""
-    start = int(row.positions[0, 0])
+    start = int(row.geometry.positions[0, 0])
     queries = block_means(row.query[0], size, 1, start % size)
     keys = block_means(row.key[0], size, 1).repeat_interleave(row.group, dim=0)
     return row.scaling * queries @ keys.transpose(-1, -2)
@@ -135,7 +143,7 @@ def pooled_scores(row: AttentionView, size: int) -> torch.Tensor:
 
 def block_mass(row: AttentionView, size: int) -> torch.Tensor:
     """Attention weights of one row summed over blocks, [heads, query_blocks, key_blocks]; made slice by slice."""
-    start, length = int(row.positions[0, 0]), row.key.shape[2]
+    start, length = int(row.geometry.positions[0, 0]), row.key.shape[2]
     blocks = (length - 1) // size - start // size + 1
     mass = torch.zeros((row.query.shape[1], blocks, -(-length // size)), device=row.query.device)
     for first in range(0, row.query.shape[2], SLICE):

@@ -226,7 +226,7 @@ class CachePolicy(RememberingPolicy):
             self.system.counters.add("prefill.attention.index_flops", flops)
             self.system.counters.add("prefill.attention.index_bytes", read)
 
-    def _count(self, view: AttentionView, phase: str, tally: Tally, index_flops: float | None) -> None:
+    def _count(self, view: AttentionView, phase: str, tally: Tally, index_flops: Amount | None) -> None:
         super()._count(view, phase, tally, index_flops)
         if phase == "decode":
             dense = view.key.shape[1] * view.dense_pairs() * self.shape.key_bytes

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from sparsebench.adapters.base import Prepared
     from sparsebench.budget import Budget
     from sparsebench.systems.causal_lm import CausalLM
+    from sparsebench.systems.counters import Amount
 
 MASK_ELEMENTS = 2**24
 """Rows x heads x queries x keys that are held at a time."""
@@ -76,11 +77,13 @@ class SelectivePolicy:
         self._count(view, phase, Tally(heads * pairs, kv_heads * pairs, heads * pairs), index_flops=None)
         return attend_dense(view)
 
-    def _count(self, view: AttentionView, phase: str, tally: Tally, index_flops: float | None) -> None:
+    def _count(self, view: AttentionView, phase: str, tally: Tally, index_flops: Amount | None) -> None:
         visible = view.query.shape[1] * view.dense_pairs()
         flops, index_bytes = (0.0, 0.0) if index_flops is None else self._index(view)
         counters = self.system.counters
-        counters.attention(phase, tally.kept, visible, tally.union, flops + (index_flops or 0.0))
+        counters.attention(
+            phase, tally.kept, visible, tally.union, flops if index_flops is None else flops + index_flops
+        )
         counters.add(f"{phase}.attention.tiles", tally.tiles)
         counters.add(f"{phase}.attention.index_bytes", index_bytes)
 

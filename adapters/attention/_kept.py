@@ -16,7 +16,7 @@ from sparsebench.adapters.attention._selection import per_head
 from sparsebench.engine.attention import AttentionView, attend_masked
 
 if TYPE_CHECKING:
-    from sparsebench.adapters.attention._eviction import Held, Stacked
+    from sparsebench.adapters.attention._eviction import Held, HeldRow, Stacked
 
 NAMES = ("key", "value", "place")
 
@@ -34,7 +34,7 @@ def kept_tensors(prompt: AttentionView, keys: torch.Tensor) -> dict[str, torch.T
     return dict(zip(NAMES, (key, value, torch.where(real, places, -1)[0]), strict=True))
 
 
-def nbytes(held: Held) -> int:
+def nbytes(held: Held | HeldRow) -> int:
     """Bytes of the keys and values that are held of a prompt."""
     return sum(held.more[name].numel() * held.more[name].element_size() for name in NAMES[:2] if name in held.more)
 

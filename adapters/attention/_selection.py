@@ -9,7 +9,7 @@ heads) in the place of heads. It may name keys that a query does not see: the ex
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
@@ -21,6 +21,11 @@ from sparsebench.engine.attention import AttentionView, Geometry
 
 if TYPE_CHECKING:
     from sparsebench.adapters.attention._allowance import Allowance
+    from sparsebench.systems.counters import Amount
+
+
+ASKED = frozenset({"cpu"})
+"""Types of device of which a number can be asked without waiting for all that was given to it before."""
 
 
 class Selection(Protocol):
@@ -31,7 +36,7 @@ class Selection(Protocol):
         ...
 
     @property
-    def index_flops(self) -> float:
+    def index_flops(self) -> Amount:
         """Work of choosing that depended on the data, beyond what the method's `index` says."""
         ...
 
@@ -47,7 +52,7 @@ class SinkAndRecent:
 
     sinks: torch.Tensor
     recent: torch.Tensor
-    index_flops: float = 0.0
+    index_flops: Amount = 0.0
 
     def keep(self, part: AttentionView, first: int) -> torch.Tensor:
         """See `Selection`."""
@@ -84,7 +89,7 @@ class TopTokens:
 
     score: Callable[[AttentionView], torch.Tensor]
     counts: torch.Tensor
-    index_flops: float = 0.0
+    index_flops: Amount = 0.0
     most: int | None = None
 
     @classmethod
@@ -109,7 +114,7 @@ class ByQuery:
     """
 
     rule: Callable[[AttentionView], torch.Tensor]
-    index_flops: float = 0.0
+    index_flops: Amount = 0.0
 
     def keep(self, part: AttentionView, first: int) -> torch.Tensor:
         """See `Selection`."""
@@ -127,7 +132,7 @@ class Pages:
 
     chosen: torch.Tensor
     size: int
-    index_flops: float = 0.0
+    index_flops: Amount = 0.0
 
     def keep(self, part: AttentionView, first: int) -> torch.Tensor:
         """See `Selection`."""
@@ -149,7 +154,7 @@ class Blocks:
     chosen: torch.Tensor
     size: int
     first_block: int = 0
-    index_flops: float = 0.0
+    index_flops: Amount = 0.0
 
     def keep(self, part: AttentionView, first: int) -> torch.Tensor:
         """See `Selection`."""
@@ -173,13 +178,13 @@ class VerticalSlash:
 
     columns: torch.Tensor
     diagonals: torch.Tensor
-    index_flops: float = 0.0
+    index_flops: Amount = 0.0
 
     def keep(self, part: AttentionView, first: int) -> torch.Tensor:
         """See `Selection`."""
         keys, positions = part.key.shape[2], part.positions[0]
         # Row i of the slashes is the diagonals from its own key backwards: a window that moves along them reversed.
-        backwards = self.diagonals[:, : int(positions[-1]) + 1].flip(-1)
+        backwards = self.diagonals[:, : int(part.geometry.positions[0, -1]) + 1].flip(-1)
         windows = torch.nn.functional.pad(backwards, (0, keys)).unfold(-1, keys, 1)
         slashes = windows[:, : len(positions)].flip(1)
         return (slashes | self.columns[:, None, :keys])[None]
@@ -214,7 +219,7 @@ class Stripes:
     chosen: torch.Tensor
     size: int
     first_group: int = 0
-    index_flops: float = 0.0
+    index_flops: Amount = 0.0
 
     def keep(self, part: AttentionView, first: int) -> torch.Tensor:
         """See `Selection`."""
@@ -231,7 +236,7 @@ class Given:
     """A mask that is there already, [rows, heads, queries, keys], or with key heads or 1 in the place of heads."""
 
     mask: torch.Tensor
-    index_flops: float = 0.0
+    index_flops: Amount = 0.0
 
     def keep(self, part: AttentionView, first: int) -> torch.Tensor:
         """See `Selection`."""
@@ -246,9 +251,9 @@ class ByRow:
     starts: list[int]
 
     @property
-    def index_flops(self) -> float:
+    def index_flops(self) -> Amount:
         """See `Selection`."""
-        return sum(row.index_flops for row in self.rows)
+        return total([row.index_flops for row in self.rows])
 
     def keep(self, part: AttentionView, first: int) -> torch.Tensor:
         """See `Selection`."""
@@ -257,7 +262,7 @@ class ByRow:
         for row, (selection, start) in enumerate(zip(self.rows, self.starts, strict=True)):
             own, real = alone(part, row), queries_of(part, row)
             if own.query.shape[2]:
-                chosen = selection.keep(own, int(own.positions[0, 0]) - start)
+                chosen = selection.keep(own, int(own.geometry.positions[0, 0]) - start)
                 mask[row][:, real, : own.key.shape[2]] = per_head(chosen, own)[0]
         return mask
 
@@ -269,7 +274,7 @@ class ByRow:
         for row, (selection, start) in enumerate(zip(self.rows, self.starts, strict=True)):
             own = alone(part, row)
             if own.query.shape[2]:
-                tile = tile_of(selection, own, int(own.positions[0, 0]) - start)
+                tile = tile_of(selection, own, int(own.geometry.positions[0, 0]) - start)
                 columns[row, :, : own.key.shape[2]] = over_heads(tile.columns, own)[0]
                 tiles[row] = tile, own.key.shape[2]
 
@@ -281,6 +286,14 @@ class ByRow:
             return mask
 
         return Tile(columns, pairs)
+
+
+def total(amounts: Sequence[Amount]) -> Amount:
+    """Their sum."""
+    found: Amount = 0.0
+    for amount in amounts:
+        found = found + amount
+    return found
 
 
 def by_row(view: AttentionView, select: Callable[[AttentionView], Selection]) -> Selection:
@@ -361,7 +374,9 @@ def top_mask(scores: torch.Tensor, counts: torch.Tensor, most: int | None = None
         counts: How many of each, broadcastable to [...]; at most n.
         most: A number that no count exceeds, where the caller knows one: a device would have to be asked.
     """
-    most = min(_largest(counts) if most is None else most, scores.shape[-1])
+    keys = scores.shape[-1]
+    most = _largest(counts) if most is None else most
+    most = keys if most is None else min(most, keys)
     if most == 0:
         return torch.zeros_like(scores, dtype=torch.bool)
     counts = counts.expand(scores.shape[:-1])[..., None]
@@ -369,13 +384,16 @@ def top_mask(scores: torch.Tensor, counts: torch.Tensor, most: int | None = None
     threshold = ranked.gather(-1, (counts - 1).clamp(min=0))
     above, tied = scores > threshold, scores == threshold
     room = counts - above.sum(dim=-1, keepdim=True)
-    # A processor looks first whether there are too many; a device would have to wait for the answer.
-    if tied.is_cuda or bool((tied.sum(dim=-1, keepdim=True) > room).any()):
+    # A processor looks first whether there are too many.
+    if tied.device.type not in ASKED or bool((tied.sum(dim=-1, keepdim=True) > room).any()):
         tied &= tied.cumsum(dim=-1, dtype=torch.int32) <= room
     return (above | tied) & (counts > 0)
 
 
-def _largest(counts: torch.Tensor) -> int:
+def _largest(counts: torch.Tensor) -> int | None:
+    """The largest count; None where one would have to wait for it."""
+    if counts.device.type not in ASKED:
+        return None
     return int(counts.max()) if counts.numel() else 0
 
 

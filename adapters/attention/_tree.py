@@ -9,6 +9,7 @@ import torch
 from sparsebench.adapters.attention._selection import top_mask
 from sparsebench.adapters.attention._tiles import Tile
 from sparsebench.engine.attention import AttentionView, Geometry
+from sparsebench.engine.transfer import sent
 
 ELEMENTS = 2**24
 """Entries of gathered keys that are held at a time."""
@@ -31,7 +32,7 @@ class Places:
 
 @dataclass(frozen=True)
 class Blocks:
-    """Blocks of queries that search together.
+    """Blocks of queries that search together, on the host.
 
     Attributes:
         of_query: The block of each query, [queries].
@@ -98,16 +99,18 @@ def search(row: AttentionView, blocks: Blocks, leaf: int) -> torch.Tensor:
 
 def _search(row: AttentionView, blocks: Blocks, first: torch.Tensor, leaf: int) -> torch.Tensor:
     heads, count, widest = row.query.shape[1], len(blocks.sizes), int(blocks.sizes.max())
+    most, rounds = int(blocks.chunks.max()), int(rounds_of(blocks, leaf).max())
+    on_device = (sent(part.numpy(), row.key.device) for part in (first, *vars(blocks).values()))
+    first, blocks = next(on_device), Blocks(*on_device)
     inside = torch.arange(widest, device=first.device) < blocks.sizes[:, None]
     places = torch.where(inside, first[:, None] + torch.arange(widest, device=first.device), first[:, None])
     query = row.query[0].float()[:, places]  # [heads, blocks, queries, dim]; a short block repeats its first query
-    most = int(blocks.chunks.max())
     number = torch.arange(most + 1, device=first.device)
     span = (blocks.end - blocks.low)[:, None]
     edges = blocks.low[:, None] + span * number.clamp(max=most) // blocks.chunks[:, None]
     edges = torch.minimum(edges, blocks.end[:, None]).expand(heads, -1, -1)
     begin, end = edges[..., :-1], edges[..., 1:]
-    for _ in range(int(rounds_of(blocks, leaf).max())):
+    for _ in range(rounds):
         split = end - begin > leaf
         middle = torch.where(split, begin + -(-(end - begin) // 2), end)
         begin, end = torch.cat([begin, middle], dim=-1), torch.cat([middle, end], dim=-1)

@@ -77,7 +77,7 @@ class AnchorAttention(AttentionAdapter):
 
         from sparsebench.adapters.attention._selection import Stripes, part_of
 
-        start, length = int(row.positions[0, 0]), row.key.shape[2]
+        start, length = int(row.geometry.positions[0, 0]), row.key.shape[2]
         group = self.block * self.step
         first = start // group
         keys = torch.arange(length, device=row.query.device)
@@ -100,7 +100,7 @@ class AnchorAttention(AttentionAdapter):
         keys = torch.arange(part.key.shape[2], device=part.query.device)
         near = part.visible()[0, 0] & ((keys < self.block) | (keys >= begin))
         anchors = scores(part)[0].masked_fill(~near, -torch.inf).amax(dim=-1)
-        offset = int(part.positions[0, 0]) % self.block
+        offset = int(part.geometry.positions[0, 0]) % self.block
         anchors = block_means(anchors, self.block, 1, offset)
         queries = block_means(part.query[0], self.block, 1, offset)
         pooled = part.scaling * queries @ part.key[0].float().repeat_interleave(part.group, dim=0).transpose(-1, -2)

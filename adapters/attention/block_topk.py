@@ -69,7 +69,7 @@ class BlockTopK(AttentionAdapter):
         from sparsebench.adapters.attention._blocks import block_pairs, choose_blocks, own_blocks, pooled_scores
         from sparsebench.adapters.attention._selection import Blocks
 
-        start, length = int(row.positions[0, 0]), row.key.shape[2]
+        start, length = int(row.geometry.positions[0, 0]), row.key.shape[2]
         pairs = block_pairs(start, length - start, row.window, self.block)
         forced = own_blocks(pairs, start, self.block)
         chosen = choose_blocks(pooled_scores(row, self.block), pairs, forced, allowance, self.block, length)

@@ -91,19 +91,21 @@ class FlexPrefill(AttentionAdapter):
         import torch
 
         from sparsebench.adapters.attention._blocks import block_pairs
-        from sparsebench.adapters.attention._selection import Blocks
+        from sparsebench.adapters.attention._selection import ASKED, Blocks
+        from sparsebench.engine.transfer import sent
 
         size, length = self.block, row.key.shape[2]
-        start = int(row.positions[0, 0])
-        visible = block_pairs(start, length - start, row.window, size).to(row.query.device) > 0
+        start = int(row.geometry.positions[0, 0])
+        seen = block_pairs(start, length - start, row.window, size) > 0
+        visible = sent(seen.numpy(), row.query.device)
         if self.is_short(length) or coverage >= 1:
             return Blocks(torch.ones_like(visible)[None], size, start // size)
         chosen, aware = self._vertical_slash(row, coverage, visible, start)
-        flops = 0.0
-        if bool(aware.any()):
-            mapped = pooled_map(row, size, visible)
-            chosen = torch.where(aware[:, None, None], chosen | covering(mapped, coverage, visible), chosen)
-            flops = int(aware.sum()) * row.query.shape[3] * (length - start + 2.0 * int(visible.sum()))
+        if aware.device.type in ASKED and not bool(aware.any()):
+            return Blocks(chosen & visible, size, start // size)
+        mapped = pooled_map(row, size, visible)
+        chosen = torch.where(aware[:, None, None], chosen | covering(mapped, coverage, visible), chosen)
+        flops = aware.sum() * (row.query.shape[3] * (length - start + 2.0 * int(seen.sum())))
         return Blocks(chosen & visible, size, start // size, flops)
 
     def _vertical_slash(

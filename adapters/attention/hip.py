@@ -73,14 +73,23 @@ class HiP(AttentionAdapter):
         return by_row(view, lambda row: self._select_row(row, allowance))
 
     def _select_row(self, row: AttentionView, allowance: Allowance) -> Selection:
-        from sparsebench.adapters.attention._tree import Found, blocks_of, search, search_flops
+        import torch
 
-        counts = allowance.counts(row)[0]
+        from sparsebench.adapters.attention._tree import Found, Places, blocks_of, search, search_flops
+        from sparsebench.engine.transfer import sent
+
+        # On the host, where it is known: a device would have to be asked for each number.
+        positions = torch.from_numpy(row.geometry.positions)
+        places: Any = Places(positions, row.window, row.decode)
+        counts = allowance.counts(places)[0]
         recent, sinks = (counts * self.local).ceil().long(), (counts * self.sink_share).ceil().long()
         size = 1 if row.decode else self.block
-        blocks = blocks_of(row.positions[0], counts - recent - sinks, row.window, size, self.leaf)
+        blocks = blocks_of(positions[0], counts - recent - sinks, row.window, size, self.leaf)
         flops = search_flops(blocks, row.query.shape[1], row.query.shape[3], self.leaf)
-        return Found(search(row, blocks, self.leaf), blocks.of_query, counts, recent, sinks, flops)
+        own, counts, recent, sinks = (
+            sent(part.numpy(), row.key.device) for part in (blocks.of_query, counts, recent, sinks)
+        )
+        return Found(search(row, blocks, self.leaf), own, counts, recent, sinks, flops)
 
     def _phase_cost(
         self, dense: Cost, shape: ModelShape, span: tuple[int, int], batch: int, budget: Budget | None, phase: str

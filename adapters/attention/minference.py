@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from sparsebench.budget import Budget
     from sparsebench.engine.attention import AttentionPolicy, AttentionView
     from sparsebench.systems.causal_lm import CausalLM
+    from sparsebench.systems.counters import Amount
 
 PATTERNS = ("vertical-slash", "block-topk", "a-shape")
 
@@ -116,9 +117,11 @@ class ByHead:
     which: torch.Tensor
 
     @property
-    def index_flops(self) -> float:
+    def index_flops(self) -> Amount:
         """See `_selection.Selection`."""
-        return sum(part.index_flops for part in self.parts if part is not None)
+        from sparsebench.adapters.attention._selection import total
+
+        return total([part.index_flops for part in self.parts if part is not None])
 
     def keep(self, part: AttentionView, first: int) -> torch.Tensor:
         """See `_selection.Selection`."""

@@ -56,7 +56,7 @@ class OracleBlocks(AttentionAdapter):
         from sparsebench.adapters.attention._blocks import block_mass, block_pairs, choose_blocks, own_blocks
         from sparsebench.adapters.attention._selection import Blocks
 
-        start, length = int(row.positions[0, 0]), row.key.shape[2]
+        start, length = int(row.geometry.positions[0, 0]), row.key.shape[2]
         pairs = block_pairs(start, length - start, row.window, self.block)
         forced = own_blocks(pairs, start, self.block)
         mass = block_mass(row, self.block)

@@ -89,7 +89,7 @@ class Qwen1M(AttentionAdapter):
         return by_row(view, lambda row: self._select_row(row, allowance.coverage or 1.0))
 
     def _select_row(self, row: AttentionView, coverage: float) -> Selection:
-        start, length = int(row.positions[0, 0]), row.key.shape[2]
+        start, length = int(row.geometry.positions[0, 0]), row.key.shape[2]
         edges = self.edges(start, length)
         chosen = [
             self._select_chunk(_queries(row, begin - start, end - start), length, coverage)
@@ -150,7 +150,7 @@ class Chunks:
         import torch
 
         mask = torch.zeros((*part.query.shape[:3], part.key.shape[2]), dtype=torch.bool, device=part.query.device)
-        start = int(part.positions[0, 0])
+        start = int(part.geometry.positions[0, 0])
         end = start + part.query.shape[2]
         for selection, begin, after in zip(self.chosen, self.edges, self.edges[1:], strict=False):
             low, high = max(begin, start), min(after, end)
@@ -165,7 +165,7 @@ class Chunks:
 
         from sparsebench.adapters.attention._tiles import Tile
 
-        start = int(part.positions[0, 0])
+        start = int(part.geometry.positions[0, 0])
         end = start + part.query.shape[2]
         tiles = []
         for selection, begin, after in zip(self.chosen, self.edges, self.edges[1:], strict=False):

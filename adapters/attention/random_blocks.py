@@ -63,8 +63,8 @@ class RandomBlocks(AttentionAdapter):
         from sparsebench.adapters.attention._selection import Blocks
 
         device = row.query.device
-        start, length = int(row.positions[0, 0]), row.key.shape[2]
-        pairs = block_pairs(start, length - start, row.window, self.block).to(device)
+        start, length = int(row.geometry.positions[0, 0]), row.key.shape[2]
+        pairs = block_pairs(start, length - start, row.window, self.block)
         first = start // self.block
         heads = torch.arange(row.query.shape[1], device=device)[:, None, None]
         blocks = torch.arange(pairs.shape[0], device=device)[:, None] + first

@@ -85,7 +85,7 @@ class VerticalSlash(AttentionAdapter):
         first, near = scaled(self.first, length, self.setting), scaled(self.near, length, self.setting)
         columns = ranks(vertical, first if self.first else 0)
         diagonals = ranks(slash, near)
-        start = int(row.positions[0, 0])
+        start = int(row.geometry.positions[0, 0])
         if allowance.tokens is not None:
             everything = allowance.tokens >= length
             budget = torch.full(
@@ -117,13 +117,14 @@ class VerticalSlash(AttentionAdapter):
             return covered_pairs(columns < verticals[:, None], diagonals < slashes[:, None], start, window)
 
         low = torch.zeros(len(columns), dtype=torch.int64, device=columns.device)
-        high = low + int((1 + self.slashes) * length) + 1
+        most = int((1 + self.slashes) * length) + 1
+        high = low + most
         if density >= 1:
             return high
-        while bool((high - low > 1).any()):
+        for _ in range((most - 1).bit_length()):  # until one lies between them; to look earlier is to wait for a device
             middle = (low + high) // 2
-            fits = pairs(middle) <= target
-            low, high = torch.where(fits, middle, low), torch.where(fits, high, middle)
+            fits, apart = pairs(middle) <= target, high - low > 1
+            low, high = torch.where(fits & apart, middle, low), torch.where(fits | ~apart, high, middle)
         return torch.where((pairs(high) - target).abs() < (pairs(low) - target).abs(), high, low)
 
 

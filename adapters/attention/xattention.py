@@ -74,13 +74,15 @@ class XAttention(AttentionAdapter):
     def _select_row(self, row: AttentionView, coverage: float) -> Selection:
         from sparsebench.adapters.attention._blocks import block_pairs, own_blocks
         from sparsebench.adapters.attention._selection import Blocks
+        from sparsebench.engine.transfer import sent
 
-        start, length = int(row.positions[0, 0]), row.key.shape[2]
-        pairs = block_pairs(start, length - start, row.window, self.block).to(row.query.device)
+        start, length = int(row.geometry.positions[0, 0]), row.key.shape[2]
+        pairs = block_pairs(start, length - start, row.window, self.block)
         forced = own_blocks(pairs, start, self.block)
         forced[:, 0] = True
+        visible, forced = (sent(x.numpy(), row.query.device) for x in (pairs > 0, forced & (pairs > 0)))
         mass = antidiagonal_mass(row, self.block, self.stride)
-        chosen = cover_beside(mass, forced & (pairs > 0), coverage) & (pairs > 0)
+        chosen = cover_beside(mass, forced, coverage) & visible
         return Blocks(chosen, self.block, start // self.block)
 
 
@@ -94,7 +96,7 @@ def antidiagonal_mass(row: AttentionView, size: int, stride: int) -> torch.Tenso
     from sparsebench.adapters.attention._blocks import SLICE
     from sparsebench.adapters.attention._estimate import block_sums
 
-    start, length = int(row.positions[0, 0]), row.key.shape[2]
+    start, length = int(row.geometry.positions[0, 0]), row.key.shape[2]
     first = start // stride
     queries = _by_stride(row.query[0].float(), stride, start % stride, reverse=True)
     keys = _by_stride(row.key[0].float(), stride, 0, reverse=False).repeat_interleave(row.group, dim=0)

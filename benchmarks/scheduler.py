@@ -10,12 +10,12 @@ only the work itself is replaced by its time. Assumed:
   scheduler knows of that what it knows in a run: predicted FLOPs, and the times of cells that are done.
 - Sizes of models are spread evenly on a log scale from 1 to 10 times that of the stored cells' model.
 - A worker starts in 10 s, and loads a model in `--load` seconds times the model's size when it has another one loaded.
-- What a method prepares (the stored seconds) is prepared again by each worker that takes up the method, and when it
+- What a method prepares at a budget (the stored seconds) is prepared again by each worker that takes it up, and when it
   comes back to it; the driver answers in the time that it really takes here, one worker after another.
 - No worker fails, and workers are equally fast.
 
-Utilisation is the time of evaluating all cells, and of preparing each method once for each model and seed, over all
-time from the start until the last worker is done, times the workers. The table goes to
+Utilisation is the time of evaluating all cells, and of preparing each method once at each budget for each model and
+seed, over all time from the start until the last worker is done, times the workers. The table goes to
 benchmarks/results/scheduler.json.
 """
 
@@ -146,7 +146,7 @@ class Simulated:
         span, evaluating = max(self.ends), sum(work.seconds.values())
         once: dict[tuple[str, str], float] = defaultdict(float)
         for _, group in self.order:
-            key = (group.system, group.methods)
+            key = (group.system, group.stack)
             once[key] = max(once[key], max(work.prepare[cell.id] for cell in group.cells))
         useful = evaluating + sum(once.values())
         return {
@@ -184,6 +184,7 @@ def simulate(work: Work, workers: int, load: float) -> Simulated:
         done = last[index]
         for cell in done.cells if done is not None else ():
             schedule.pace.learn(kind_of(cell), predicted(cell), work.seconds[cell.id])
+            schedule.pace.learn_preparing(done.methods, work.prepare[cell.id])
         began = time.perf_counter()
         group = schedule.take(last[index])
         took = time.perf_counter() - began
@@ -207,7 +208,7 @@ def _steps(work: Work, group: Group, last: Group | None, load: float) -> Iterato
     """What a worker does for a group, with seconds."""
     if last is None or last.system != group.system:
         yield "load", load * work.sizes[group.cells[0].spec.system.ref]
-    if last is None or (last.system, last.methods) != (group.system, group.methods):
+    if last is None or (last.system, last.stack) != (group.system, group.stack):
         yield "prepare", max(work.prepare[cell.id] for cell in group.cells)
     yield "evaluate", sum(work.seconds[cell.id] for cell in group.cells)
 

@@ -113,6 +113,7 @@ class Group:
     cells: list[PlannedCell]
     system: str
     methods: str
+    stack: str
     leads: bool
 
     @classmethod
@@ -121,7 +122,8 @@ class Group:
         spec = cells[0].spec
         system = json.dumps([spec.system.kind, spec.system.ref, spec.system.dtype])
         methods = json.dumps([[[m.method, m.knobs] for m in spec.stack], spec.calibration, spec.seed], sort_keys=True)
-        return cls(cells, system, methods, leads)
+        stack = methods + json.dumps([m.budget for m in spec.stack]) if spec.stack else ""
+        return cls(cells, system, methods, stack, leads)
 
     @cached_property
     def work(self) -> Counter[Kind]:
@@ -218,6 +220,7 @@ def pool(
                     if done.status == "ok" and done.seconds:  # none where another run had stored it
                         with lock:
                             schedule.pace.learn(kind_of(cell), predicted(cell), done.seconds)
+                            schedule.pace.learn_preparing(group.methods, done.prepare_seconds)
                     said(done)
                     if stop.asked:
                         worker.kill()  # nothing is lost but what it has just begun

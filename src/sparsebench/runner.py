@@ -43,6 +43,8 @@ class CellDone:
     seconds: float
     flops: float
     error: str | None = None
+    prepare_seconds: float = 0.0
+    """What preparing its methods has taken, for this cell or one before it."""
 
 
 OnDone = Callable[[CellDone], None]
@@ -312,7 +314,15 @@ def _run_cell(
     except Exception as error:
         return store_failure(cell, error, store, session)
     seconds = time.perf_counter() - start
-    return CellDone(cell.id, cell.placement.label, cell.spec.task.id, "ok", seconds, cell.flops)
+    return CellDone(
+        cell.id,
+        cell.placement.label,
+        cell.spec.task.id,
+        "ok",
+        seconds,
+        cell.flops,
+        prepare_seconds=outcome.prepare_seconds or 0.0,
+    )
 
 
 def plain(value: Any) -> Any:

@@ -168,6 +168,35 @@ def test_what_others_are_compared_with_is_begun_first(workers):
     assert set(begun[:8]) == set(of.values())
 
 
+def test_what_one_worker_has_prepared_is_left_to_it_unless_that_takes_too_long():
+    """Cells 0 to 7 are of one stack, 8 and 9 of another; each is known to take a second."""
+    cells = [cell(i, 5 + i // 8, 0, 1e9) for i in range(10)]
+
+    def begin(preparing):
+        schedule: Schedule[Group] = Schedule(groups(cells), 3)
+        for c in cells:
+            schedule.pace.learn(kind_of(c), predicted(c), 1.0)
+            if preparing is not None:
+                schedule.pace.learn_preparing(groups([c])[0].methods, preparing)
+        return schedule
+
+    for preparing in (None, 20.0):
+        schedule = begin(preparing)
+        first, second = schedule.take(None), schedule.take(None)
+        assert (first.stack, second.stack) == (groups(cells[:1])[0].stack, groups(cells[8:9])[0].stack)
+        assert schedule.take(first).stack == first.stack
+        third = schedule.take(None)
+        # Nobody knows what preparing takes: it is tried. Or it is known to take longer than what is left.
+        assert (third is None) == (preparing == 20.0)
+    schedule = begin(0.5)
+    assert schedule.take(None).stack == schedule.take(None).stack == groups(cells[:1])[0].stack
+    # Nothing that is left waiting is lost.
+    schedule, last, count = begin(20.0), None, 0
+    while (last := schedule.take(last)) is not None:
+        count += len(last.cells)
+    assert count == len(cells)
+
+
 @pytest.mark.parametrize("workers", [1, 2, 7, 1000])
 def test_workers_together_use_no_more_threads_than_there_are_cores(workers, monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)

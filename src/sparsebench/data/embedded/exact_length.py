@@ -7,8 +7,10 @@ context and question leave so many tokens free, as far as they keep 93 % of the 
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
 from random import Random
@@ -91,8 +93,16 @@ def rows(name: str, encode: Encode, makes: Sequence[Make], *, length: int, room:
     Raises:
         InputError: The length is too short for what a sample holds.
     """
-    found = (fitted(encode, make, length, room, name) for make in makes)
+    encode("")  # a tokenizer settles how it cuts and pads at its first call
+    with ThreadPoolExecutor(max_workers=_threads()) as pool:  # tokenizers leave the interpreter to others
+        found = list(pool.map(lambda make: fitted(encode, make, length, room, name), makes))
     return [sample.row(f"{name}/{number}", tokens) for number, (sample, tokens) in enumerate(found)]
+
+
+def _threads() -> int:
+    """Cores that this process may use; a worker has its share."""
+    limit = os.environ.get("RAYON_NUM_THREADS", "")
+    return max(1, int(limit) if limit.isdecimal() else os.cpu_count() or 1)
 
 
 def fitted(encode: Encode, make: Make, length: int, room: int, name: str) -> tuple[Sample, int]:

@@ -107,25 +107,32 @@ class VerticalSlash(AttentionAdapter):
         """Columns and diagonals together with which each head comes nearest to a share of its pairs."""
         import torch
 
+        from sparsebench.adapters.attention._selection import ASKED
         from sparsebench.cost import window_pairs
 
         length = columns.shape[1]
         target = density * window_pairs(start, length - start, window)
 
-        def pairs(budget: torch.Tensor) -> torch.Tensor:
+        def pairs(budget: torch.Tensor) -> torch.Tensor:  # [heads, budgets] in and out
             verticals, slashes = self.divide(budget)
-            return covered_pairs(columns < verticals[:, None], diagonals < slashes[:, None], start, window)
+            taken, along = columns[:, None] < verticals[..., None], diagonals[:, None] < slashes[..., None]
+            return covered_pairs(taken, along, start, window)
 
-        low = torch.zeros(len(columns), dtype=torch.int64, device=columns.device)
         most = int((1 + self.slashes) * length) + 1
+        low = torch.zeros((len(columns), 1), dtype=torch.int64, device=columns.device)
         high = low + most
         if density >= 1:
-            return high
-        for _ in range((most - 1).bit_length()):  # until one lies between them; to look earlier is to wait for a device
-            middle = (low + high) // 2
-            fits, apart = pairs(middle) <= target, high - low > 1
-            low, high = torch.where(fits & apart, middle, low), torch.where(fits | ~apart, high, middle)
-        return torch.where((pairs(high) - target).abs() < (pairs(low) - target).abs(), high, low)
+            return high[:, 0]
+        # A processor halves; a device is given many budgets at a time, since each round is a fixed number of kernels.
+        tries = 1 if columns.device.type in ASKED else 15
+        among = torch.arange(1, tries + 1, device=columns.device)
+        while most > 1:  # so far apart are low and high
+            step = -(-most // (tries + 1))
+            budgets = torch.minimum(low + step * among, high)
+            fit = ((pairs(budgets) <= target) & (budgets < high)).sum(dim=-1, keepdim=True)
+            low, high = low + step * fit, torch.minimum(low + step * (fit + 1), high)
+            most = step
+        return torch.where((pairs(high) - target).abs() < (pairs(low) - target).abs(), high, low)[:, 0]
 
 
 def sums_by_column_and_diagonal(weights: torch.Tensor, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -155,22 +162,22 @@ def ranks(score: torch.Tensor, forced: int) -> torch.Tensor:
 
 
 def covered_pairs(columns: torch.Tensor, diagonals: torch.Tensor, start: int, window: int | None) -> torch.Tensor:
-    """Visible pairs on the columns or the diagonals, counted exactly without making them; int64 [heads].
+    """Visible pairs on the columns or the diagonals, counted exactly without making them; int64 [...].
 
     Args:
-        columns: Bool [heads, keys].
-        diagonals: Bool [heads, keys]: by distance.
+        columns: Bool [..., keys].
+        diagonals: Bool [..., keys]: by distance.
         start: Position of the first query; the last is that of the last key.
         window: What a query sees at most.
     """
     import torch
 
-    end = columns.shape[1]
+    end = columns.shape[-1]
     place = torch.arange(end, device=columns.device)
     width = window or end
     below = ((place + width).clamp(max=end) - place.clamp(min=start)).clamp(min=0)  # queries that see a column
     along = torch.where(place < width, end - place.clamp(min=start), 0)  # queries on a diagonal
-    before = torch.nn.functional.pad(columns.long().cumsum(dim=1), (1, 0))  # columns before a key
-    crossing = before[:, end - place] - before[:, (start - place).clamp(min=0)]
+    before = torch.nn.functional.pad(columns.long().cumsum(dim=-1), (1, 0))  # columns before a key
+    crossing = before[..., end - place] - before[..., (start - place).clamp(min=0)]
     own = diagonals & (place < width)
-    return (columns * below).sum(dim=1) + (own * (along - crossing)).sum(dim=1)
+    return (columns * below).sum(dim=-1) + (own * (along - crossing)).sum(dim=-1)

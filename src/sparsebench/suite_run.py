@@ -74,9 +74,19 @@ def chosen_device(device: str | None) -> str:
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
         torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(f"no device {device!r} here: {str(error).splitlines()[0]}") from None
+    except (RuntimeError, AssertionError):
+        raise InputError(f"no device {device!r} here", f"there are: {', '.join(_devices())}") from None
     return device
+
+
+def _devices() -> list[str]:
+    import torch
+
+    kinds = [
+        kind for kind in ("cuda", "mps", "xpu") if (module := getattr(torch, kind, None)) and module.is_available()
+    ]
+    counted = [f"cuda:{index}" for index in range(torch.cuda.device_count())]
+    return ["cpu", *kinds, *counted]
 
 
 def run_suite(

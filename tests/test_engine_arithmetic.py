@@ -66,7 +66,11 @@ def test_log_probabilities_of_chosen_tokens(count):
     logits = torch.randn(count, 49152, generator=GENERATOR)
     rows = torch.arange(count).repeat_interleave(2)
     tokens = torch.randint(0, 49152, (2 * count,), generator=GENERATOR)
-    values, best = logprobs_of(logits, rows, tokens)
+    tokens[::3] = logits.argmax(dim=-1)[rows[::3]]
+    logits[0, -1] = logits[0].max()  # of equal ones the first is chosen, and the other is not
+    tokens[:2] = torch.tensor([int(logits[0].argmax()), 49151])
+    values, greedy = logprobs_of(logits, rows, tokens)
     wanted = torch.log_softmax(logits.double(), dim=-1)[rows, tokens]
     torch.testing.assert_close(values, wanted, atol=1e-5, rtol=0)
-    assert torch.equal(best, logits.argmax(dim=-1))
+    assert torch.equal(greedy, logits.argmax(dim=-1)[rows] == tokens)
+    assert greedy[:2].tolist() == [True, False]

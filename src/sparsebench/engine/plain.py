@@ -37,9 +37,9 @@ def score(system: CausalLM, requests: Sequence[Scored]) -> list[TokenScores]:
             request = requests[index]
             own = logits[row, count - request.scored :]
             targets = torch.tensor(request.tokens[len(request.tokens) - request.scored :]).to(own.device)
-            values, best = logprobs_of(own, torch.arange(request.scored, device=own.device), targets)
+            values, greedy = logprobs_of(own, torch.arange(request.scored, device=own.device), targets)
             results[index].logprobs[:] = values.cpu()
-            results[index].greedy[:] = (best == targets).cpu()
+            results[index].greedy[:] = greedy.cpu()
             phases = np.arange(ids.shape[1])[ids.shape[1] - request.scored :] >= request.prefill
             for phase, chosen in (("prefill", ~phases), ("decode", phases)):
                 if chosen.any():

@@ -84,9 +84,8 @@ def _score_packed(system: CausalLM, requests: Sequence[Scored]) -> list[TokenSco
     def collect(places: list[tuple[int, int]], logits: torch.Tensor) -> None:
         asked = [(row, *target) for row, (node, offset) in enumerate(places) for target in targets[node][offset]]
         rows, tokens = (torch.tensor(x, device=logits.device) for x in zip(*((a[0], a[3]) for a in asked), strict=True))
-        values, best = logprobs_of(logits, rows, tokens)
-        greedy = (best[rows] == tokens).tolist()
-        for (_, request, place, _), value, first_choice in zip(asked, values.tolist(), greedy, strict=True):
+        values, greedy = logprobs_of(logits, rows, tokens)
+        for (_, request, place, _), value, first_choice in zip(asked, values.tolist(), greedy.tolist(), strict=True):
             results[request].logprobs[place] = value
             results[request].greedy[place] = first_choice
 
@@ -103,17 +102,22 @@ def logprobs_of(logits: torch.Tensor, rows: torch.Tensor, tokens: torch.Tensor) 
         tokens: A token in each of them, [k].
 
     Returns:
-        The natural-log probabilities, float64 [k], and the first choice in every row, int64 [n].
+        The natural-log probabilities, float64 [k], and whether each is its row's first choice, bool [k].
     """
     step = max(1, LOGITS.get(logits.device.type, LOGITS["cuda"]) // logits.shape[1])
     starts = range(0, len(logits), step)
     borders = torch.searchsorted(rows, torch.tensor([*starts, len(logits)], device=rows.device)).tolist()
-    values, best = [], []
+    values, greedy = [], []
     for first, (begin, end) in zip(starts, pairwise(borders), strict=True):
-        exact = torch.log_softmax(logits[first : first + step], dim=-1, dtype=torch.float32)
-        values.append(exact[rows[begin:end] - first, tokens[begin:end]])
-        best.append(exact.argmax(dim=-1))
-    return torch.cat(values).double(), torch.cat(best)
+        own, asked = logits[first : first + step], tokens[begin:end]
+        places = rows[begin:end] - first
+        values.append(torch.log_softmax(own, dim=-1, dtype=torch.float32)[places, asked])
+        # The largest logit takes a third of the time of its place, which matters only where it is the one asked for.
+        greedy.append(own[places, asked] == own.amax(dim=-1)[places])
+        candidates = greedy[-1].nonzero()[:, 0]
+        if len(candidates):
+            greedy[-1][candidates] = own[places[candidates]].argmax(dim=-1) == asked[candidates]
+    return torch.cat(values).double(), torch.cat(greedy)
 
 
 def _targets(

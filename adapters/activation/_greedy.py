@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from sparsebench.systems.causal_lm import CausalLM
 
 TOKENS = 20_480
-"""Calibration tokens that the search reads at most."""
+"""Calibration tokens that the search reads at most, in whole sequences; ten of 2,048 in the paper."""
 STEP = 0.05
 """How much the first site of a block gains in a step; others gain as many weights."""
 LAST = 0.25
@@ -43,11 +44,8 @@ def allocate(
     levels = dict.fromkeys((site.name for site in sites), 0.0)
     masking = Masking(adapter, system, sites, levels, state, counting=False)
     with torch.no_grad(), attending(system), masking.watching():
-        batches, read = [], 0
-        for ids in calibration.batches(system.batch_tokens):
-            if read < TOKENS:
-                batches.append(block_calls(system, ids.to(system.device)))
-                read += ids.numel()
+        read = replace(calibration, ids=calibration.ids[: max(1, TOKENS // calibration.length)])
+        batches = [block_calls(system, ids.to(system.device)) for ids in read.batches(system.batch_tokens)]
         hidden = [calls[0].hidden for calls in batches]
         for index in range(len(system.blocks)):
             dense = [calls[index].run(states) for calls, states in zip(batches, hidden, strict=True)]
@@ -56,7 +54,8 @@ def allocate(
                 index: int = index, fed: list[torch.Tensor] = hidden, wanted: list[torch.Tensor] = dense
             ) -> float:
                 found = [calls[index].run(states) for calls, states in zip(batches, fed, strict=True)]
-                return sum(change(a, b) for a, b in zip(found, wanted, strict=True))
+                # Each sequence counts alike, whatever batch it is in.
+                return sum(len(a) * change(a, b) for a, b in zip(found, wanted, strict=True))
 
             own = [site for site in sites if site.block == index]
             with hooked(own, masking):

@@ -163,7 +163,7 @@ class ActivationAdapter(Adapter):
             return Prepared(ActivationState())
         if calibration is None:
             raise InputError(f"{self.card.id} reads a calibration text")
-        knobs = {name: value for name, value in self.config.items() if name not in ("scope", "rule")}
+        knobs = {name: value for name, value in self.config.items() if name != "scope"}
         what = f"scores of {self.card.id} {knobs} on {calibration.hash}"
         learned, found = remembered(system, what, lambda: self._read(system, calibration))
         dtype = str(system.dtype).removeprefix("torch.")

@@ -35,7 +35,10 @@ class Cats(ActivationAdapter):
         training="calibration",
         nearest="top-k-mlp",
         differs="looks at the gate alone, before the up projection, which it therefore spares, and cuts at a threshold",
-        deviations=("the target is that of the up and down projections; the paper's is the same, of MLPs alone",),
+        deviations=(
+            "the target is that of the up and down projections; the paper's is the same, of MLPs alone",
+            "the calibration text is the suite's",
+        ),
     )
 
     rule: Rule = "threshold"

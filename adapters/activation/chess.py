@@ -42,6 +42,7 @@ class Chess(ActivationAdapter):
             "over the tokens where the latter is not zero",
             "where one matrix gives queries, keys and values, of attention only the output projection is sparse",
             "in an MLP without a gate all neurons have one threshold",
+            "the calibration text is the suite's",
         ),
     )
 

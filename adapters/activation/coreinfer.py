@@ -49,6 +49,7 @@ class CoreInfer(PromptActivation):
             "mean over the prompt",
             "exactly as many neurons stay as the budget says, though fewer may ever have been large",
             "all blocks are sparse unless first_block says otherwise; the released code leaves the first six dense",
+            "similarity: sequences are grouped by their core neurons, not by embeddings of their sentences",
             "similarity: each block chooses its group by its own neurons; the released code chooses once, by a late "
             "block",
         ),

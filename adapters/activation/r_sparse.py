@@ -48,6 +48,8 @@ class RSparse(ActivationAdapter):
             "all layers have one sparsity and one share of channels; the paper searches both for each layer by "
             "evolution",
             "the multiply-adds of the singular components count as done",
+            "the share of channels is .9 everywhere: the searches that were released found .96 on average",
+            "the calibration text is the suite's",
         ),
     )
 

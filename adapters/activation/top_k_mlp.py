@@ -36,6 +36,7 @@ class TopKMlp(ActivationAdapter):
         deviations=(
             "the paper trains with it; here it is put on a trained model",
             "in a gated MLP a neuron is the product of gate and up projection",
+            "neurons are ranked by their size, negative ones too",
         ),
     )
 

@@ -74,8 +74,9 @@ class StoringAdapter(Adapter):
                 if budget is not None and not self.is_dense(budget):
                     system.stored = {}
                     for site, weight, stored in self.encoded(sites, prepared.state, budget):
-                        # Zeros of members before this one in a stack still cost nothing.
-                        kept = min(stored.kept, int(site.weight.count_nonzero()))
+                        # Zeros of members before this one in a stack still cost nothing, where the form keeps them.
+                        spared = int(((site.weight == 0) & (weight == 0)).sum())
+                        kept = min(stored.kept, site.weight.numel() - spared)
                         put(site, weight)
                         system.stored[site.name] = replace(stored, kept=kept)
                 yield system

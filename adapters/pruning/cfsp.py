@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from sparsebench.systems.causal_lm import CausalLM
 
 SHARPNESS = 128 * 2048 / 1e4
-"""What the released code multiplies a mean angle with, which it sums over 128 x 2,048 tokens and divides by 10^4."""
+"""What a mean angle is multiplied with; the released code sums angles over 128 x 1,024 tokens and divides by 10^4."""
 
 
 class CFSP(Adapter):
@@ -53,6 +53,8 @@ class CFSP(Adapter):
             "the budget is a share of all linear weights of the blocks; the paper's is one of the MLPs' channels",
             "weights are relative to the other channels' by default; relative to their own channel's, as in the "
             "released code, they cancel",
+            "shares of blocks are twice as sharp as in the released code, which reads 128 x 1,024 tokens",
+            "the calibration text is the suite's",
             "channels are not rounded to multiples of 128 unless the knob says so",
             "without the paper's recovery by LoRA",
         ),

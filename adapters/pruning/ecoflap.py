@@ -39,6 +39,7 @@ class ECoFLaP(Wanda):
         differs="blocks have sparsities of their own",
         deviations=(
             "of a vision-language model there is the language model alone",
+            "weights that are perturbed and losses have the model's dtype: in bfloat16 sensitivities are coarse",
             "the matrices of a block are perturbed together, where the released code perturbs one after the other",
         ),
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -43,6 +43,7 @@ class EvoPress(CalibratedPruning):
             "20 generations of 8 offspring by default, on up to 4,096 tokens; the paper's 400 of 64 on up to 65,536 "
             "are knobs",
             "layers of the database are pruned with the dense model's inputs",
+            "the calibration text is the suite's",
         ),
     )
     moves_weights: ClassVar[bool] = True
@@ -50,7 +51,7 @@ class EvoPress(CalibratedPruning):
     initial: Literal["sparsegpt", "wanda", "magnitude"] = "sparsegpt"
     """What prunes the layers of the database."""
     compare_group: CompareGroup = "block"
-    """SparseGPT's own is `block`, Wanda's `row`, that of magnitude `layer`."""
+    """SparseGPT's own is `block`, Wanda's `row`, that of magnitude `layer`; what `initial` has where none is given."""
     ratios: Literal["evopress", "random-search"] = "evopress"
     stats_pass: Literal["dense"] = "dense"
     generations: int = Field(20, ge=0)
@@ -64,6 +65,14 @@ class EvoPress(CalibratedPruning):
     step: float = Field(0.05, gt=0, lt=1)
     """Sparsity between neighbouring levels of the database."""
     seed: int = 0
+
+    @model_validator(mode="before")
+    @classmethod
+    def _own_group(cls, given: Any) -> Any:
+        own = {"wanda": "row", "magnitude": "layer"}
+        if isinstance(given, dict) and "compare_group" not in given and given.get("initial") in own:
+            return {**given, "compare_group": own[given["initial"]]}
+        return given
 
     @model_validator(mode="after")
     def _stages(self) -> Self:

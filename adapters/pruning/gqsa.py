@@ -46,6 +46,8 @@ class GQSA(StoringAdapter):
         deviations=(
             "rows lose equally many groups, save for one more in some of them where the budget is between two numbers",
             "one shot: neither of the paper's two stages of training is run",
+            "a weight's saliency is its square over the diagonal of the inverse Hessian, as in SparseGPT",
+            "at a sparsity of 0 nothing is quantised",
             "saliencies are of the dense model's inputs, which the suite's calibration text gives",
         ),
     )

@@ -32,12 +32,15 @@ from sparsebench.errors import InputError, IntegrityError, StorageError
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
+    import pyarrow as pa
 
     from sparsebench.store import Store, StoredCell
 
     FloatArray = npt.NDArray[np.floating]
 
 SUFFIX = ".tar.xz"
+FEW = 256
+"""Texts that have numbers of one byte."""
 KEPT_TEXT = frozenset({"sample", "cluster"})
 """Columns of text without which samples can be neither paired nor resampled."""
 MEMBER = re.compile(r"suite\.json|cells/[0-9a-f]{16}/(?:spec\.json|record\.json|env\.json|samples\.parquet)")
@@ -150,9 +153,28 @@ def _plain(content: bytes, most: int | None, bits: int | None) -> tuple[bytes, l
         if bits is not None and pa.types.is_floating(field.type):
             rounded = pa.array(round_fraction(table.column(place).to_numpy(), bits), field.type, from_pandas=True)
             table = table.set_column(place, field, rounded)
+    floats = [name for name in table.column_names if _in_few_bytes(table.column(name))]
+    repeated = [name for name in table.column_names if _comes_again(table.column(name))]
     sink = io.BytesIO()
-    pq.write_table(table, sink, compression="none", use_dictionary=False)
+    pq.write_table(table, sink, compression="none", use_dictionary=repeated, use_byte_stream_split=floats)
     return sink.getvalue(), gone
+
+
+def _in_few_bytes(column: pa.ChunkedArray) -> bool:
+    """Whether it has floats of few digits: byte by byte they are found again sooner, others only as a whole."""
+    import pyarrow as pa
+
+    if not pa.types.is_float64(column.type):
+        return False
+    return not bool((column.to_numpy().view("uint64") & 0xFFFFFFFF).any())
+
+
+def _comes_again(column: pa.ChunkedArray) -> bool:
+    """Whether it has few texts, which are then numbered."""
+    import pyarrow as pa
+
+    text = pa.types.is_string(column.type) or pa.types.is_large_string(column.type)
+    return text and len(column.unique()) <= FEW
 
 
 def round_fraction(values: FloatArray, bits: int) -> FloatArray:

@@ -189,6 +189,7 @@ def _grid_cells(
             bound = _bound(tasks, task.task, wanted, name, system)
             for stack in entry.stacks():
                 _check_accepted(grid, stack, system)
+                _check_alone(grid, stack)
                 for seed in entry.seeds:
                     calibration = _calibration(suite, grid, calibrations, name, system) if _calibrated(stack) else None
                     made.append(
@@ -247,6 +248,16 @@ def _check_accepted(grid: Grid, stack: list[Member], system: _ResolvedSystem) ->
                 f"grid {grid.name}: {member.method} does not run on a {system.spec.kind}",
                 f"it takes a {' or '.join(accepts)}; give the row a `system:`",
             )
+
+
+def _check_alone(grid: Grid, stack: list[Member]) -> None:
+    """Methods whose counts would be added up where they act on the same numbers."""
+    several = [m.method for m in stack if adapters.get(m.method).card.family == "activation"]
+    if len(several) > 1:
+        raise InputError(
+            f"grid {grid.name}: {' and '.join(several)} in one stack: zeros that both make would be counted twice",
+            "take one activation method, and others of pruning or attention beside it",
+        )
 
 
 def _family(methods: list[MethodEntry]) -> str:

@@ -260,3 +260,12 @@ def test_a_model_folder_cut_short(small, tmp_path):
     weights.unlink()
     with pytest.raises(MissingError, match="holds no model weights"):
         plan(suite)
+
+
+def test_two_activation_methods_in_one_stack_are_refused(small):
+    stack = [
+        {"method": "teal", "knobs": {"rule": "topk"}, "budgets": {"sparsity": [0.5]}},
+        {"method": "griffin", "budgets": {"sparsity": [0.5]}},
+    ]
+    with pytest.raises(InputError, match="teal and griffin in one stack"):
+        planned(small, grids=one_grid(small, {"stack": stack}))

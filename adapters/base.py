@@ -125,6 +125,8 @@ class Adapter(BaseModel, ABC):
             UnknownNameError: No such knob.
             InputError: A value that the knob does not take.
         """
+        if missing := sorted(getattr(cls, "__abstractmethods__", ())):
+            raise InputError(f"{cls.card.id} does not say how to {' or '.join(missing)}", "write these methods")
         for name in knobs:
             if name not in cls.model_fields:
                 raise UnknownNameError(f"knob of {cls.card.id}", name, cls.model_fields)

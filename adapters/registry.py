@@ -33,7 +33,10 @@ def _modules() -> dict[str, str]:
 
 @cache
 def _plugins() -> dict[str, EntryPoint]:
-    return {point.name: point for point in entry_points(group=GROUP) if point.name not in _modules()}
+    found = {point.name: point for point in entry_points(group=GROUP)}
+    for name in found.keys() & _modules().keys():
+        warnings.warn(f"adapter plugin {name!r} ({found.pop(name).value}) left out: the name is taken", stacklevel=2)
+    return found
 
 
 @cache

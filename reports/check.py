@@ -94,6 +94,7 @@ def compare(a: PathLike, b: PathLike, *, alpha: float | None = None, margin: flo
         notes, noise = _notes(found.matches), noise_in(source)
         for cell in [m.baseline for m in found.matches if m.candidate is None] + found.new:
             rows.append(CheckRow("cells", name_of(cell), "", "not compared", False, "only in one of the two"))
+        rows += [row for m in found.matches if (row := _failed_row(m)) is not None]
     if not pairs and not any(row.verdict == "refused" for row in rows):
         raise InputError(f"{a} and {b} share no cell", "cells match by model, stack and task")
     update: dict[str, object] = {}
@@ -121,6 +122,16 @@ def noise_in(source: Source) -> dict[tuple[str | None, str], float]:
     wanted = {c.record.placement.baseline for c in source.cells.values() if c.record.placement.role == "noise"}
     kept = {k: c for k, c in source.cells.items() if k in wanted or c.record.placement.role == "noise"}
     return noise_of(compare_cells([Source(source.name, source.root, source.suite, kept)])) if kept else {}
+
+
+def _failed_row(match: Match) -> CheckRow | None:
+    both = [] if match.candidate is None else [("the first", match.baseline), ("the second", match.candidate)]
+    failed = [(which, cell) for which, cell in both if cell.record.outcome.status == "failed"]
+    if not failed:
+        return None
+    where = " and ".join(which for which, _ in failed)
+    why = notation.printable(failed[0][1].record.outcome.error or "", 200)
+    return CheckRow("cells", name_of(match.baseline), "", "not compared", False, f"failed in {where}: {why}")
 
 
 def _broken_row(cell: str, problem: str) -> CheckRow:

@@ -25,8 +25,9 @@ def conditions(found: ClaimAnswer) -> str:
     tier = f", tier {found.tier}" if found.tier else ""
     more = ""
     if found.answer == "UNDERPOWERED":
-        needed = found.n_still_needed
-        more = f"; about {needed:,} more samples would decide it" if needed else f"; {found.reason}"
+        needed, open_parts = found.n_still_needed, [part for part in found.parts if part.answer == "UNDERPOWERED"]
+        enough = needed and all(part.n_needed for part in open_parts)
+        more = f"; about {needed:,} more samples would decide it" if enough else f"; {found.reason}"
     return f"Measured on {models}{tier}; one-sided tests at alpha {found.alpha:g}{more}."
 
 

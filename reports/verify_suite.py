@@ -143,10 +143,10 @@ def _locked(source: Source) -> Iterator[Found]:
 
 def _published(suite: Suite) -> Iterator[Found]:
     """A suite of the package concludes by the rules that it was published with."""
-    if suite.suite not in names():
-        return
-    known = load_suite(suite.suite)
-    if known.version == suite.version and known.conclude != suite.conclude:
+    known = load_suite(suite.suite) if suite.suite in names() else None
+    if known is None or known.version != suite.version:
+        yield "cannot check", "suite", "its margins: no suite of this name and version is published"
+    elif known.conclude != suite.conclude:
         yield (
             "error",
             "suite",

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from sparsebench.errors import InputError
+from sparsebench.systems.weights import stacked
 
 if TYPE_CHECKING:
     from sparsebench.systems.causal_lm import CausalLM, LinearSite
@@ -75,7 +76,10 @@ def required_mlps(system: CausalLM, method: str) -> list[Mlp]:
     """
     found = mlps(system)
     if not found:
-        raise InputError(f"{method} finds no MLP with an activation function in {type(system.model).__name__}")
+        raise InputError(
+            f"{method} finds no MLP with an activation function in {type(system.model).__name__}",
+            "experts that are stacked in one tensor are not looked into" if stacked(system) else None,
+        )
     return found
 
 

@@ -90,7 +90,9 @@ def evaluate(
     if tokenizer.eos_token_id is None:
         raise InputError("the tokenizer has no end-of-text token", "set tokenizer.eos_token")
     each = [methods] if isinstance(methods, Sparsity) else methods
-    stacks: list[list[Sparsity]] = [[], *([m] if isinstance(m, Sparsity) else list(m) for m in each)]
+    stacks: list[list[Sparsity]] = [[], *([m] if isinstance(m, Sparsity | str) else list(m) for m in each)]
+    if strange := [m for stack in stacks for m in stack if not isinstance(m, Sparsity)]:
+        raise InputError(f"{strange[0]!r} is no method at a budget", "adapters.create('wanda', sparsity=0.5)")
     _check(stacks)
     training = [module for module in model.modules() if module.training]
     system = CausalLM(model, tokenizer, ref=f"memory:{name}", batch_tokens=batch_tokens)

@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from sparsebench.errors import InputError
+
 if TYPE_CHECKING:
     from sparsebench.metrics import Metric
     from sparsebench.plan import Plan
@@ -58,6 +60,14 @@ def _planned(task: str, metric: Metric, n: int, margin: Margin | None, conclude:
         if binary
         else mde_continuous(conclude.spread, n, alpha=alpha, power=power)
     )
+    if binary and margin and margin.points and margin.points >= 1:
+        raise InputError(
+            f"the margin of {margin.points:g} for {metric.name} of {task} allows everything to be lost",
+            "points are shares: 0.02 for two points of a hundred",
+        )
+    if metric.transform == "exp" and margin and margin.points:
+        allowed = f"{margin.points:g} (absolute)"  # how much of the baseline that is, the baseline will tell
+        return PlannedComparison(task, metric.name, n, allowed, _shown(metric, detectable), False, "")
     size = _size(metric, margin)
     if size is None:
         return PlannedComparison(task, metric.name, n, "none", _shown(metric, detectable), False, "")
@@ -66,7 +76,7 @@ def _planned(task: str, metric: Metric, n: int, margin: Margin | None, conclude:
         if binary
         else required_n_continuous(conclude.spread, size, alpha=alpha, power=power)
     )
-    printed = f"{margin.relative:.1%} relative" if margin and margin.relative else f"{size:.3g} points"
+    printed = f"{margin.relative:.1%} relative" if margin and margin.relative else f"{100 * size:.3g} points"
     return PlannedComparison(task, metric.name, n, printed, _shown(metric, detectable), detectable <= size, str(needed))
 
 

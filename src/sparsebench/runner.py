@@ -5,17 +5,20 @@ from __future__ import annotations
 import gc
 import json
 import math
+import re
 import time
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import groupby
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sparsebench import adapters, environment
 from sparsebench.adapters.base import Prepared, Sparsity, attached
 from sparsebench.budget import Budget
-from sparsebench.errors import IntegrityError, StorageError
+from sparsebench.errors import IntegrityError, SparseBenchError, StorageError
 from sparsebench.records import CellRecord, CellSpec, Environment, MetricValue, Outcome, SystemSpec
 from sparsebench.redaction import redacted_text
 from sparsebench.store import Store
@@ -28,6 +31,8 @@ if TYPE_CHECKING:
     from sparsebench.tasks.base import BoundTask, TaskResult
 
 
+LIBRARY = re.compile(r"[/\\\\](torch|transformers|numpy|scipy|pandas|lm_eval)[/\\\\]")
+"""Paths of code that only passes on what a method gave it."""
 PATIENCE = 0.5
 """Seconds between two looks at cells that another run has in hand."""
 
@@ -355,12 +360,22 @@ def _evaluate(bound: BoundTask, system: Any) -> TaskResult:
 
 def store_failure(cell: PlannedCell, error: Exception, store: Store, session: Session) -> CellDone:
     """Store that a cell failed, and why."""
-    message = redacted_text(f"{type(error).__name__}: {error}")
+    message = redacted_text(f"{type(error).__name__}: {error}{_where(error)}")
     retryable = memory.ran_out(error) or isinstance(error, ChildProcessError)
     outcome = Outcome(status="failed", error=message[:2000], retryable=retryable)
     record = CellRecord(cell=cell.id, placement=cell.placement, outcome=outcome)
     store.write(cell.spec, record, _environment(cell, session, None, datetime.now(UTC)), None)
     return CellDone(cell.id, cell.placement.label, cell.spec.task.id, "failed", 0.0, cell.flops, message)
+
+
+def _where(error: Exception) -> str:
+    """The line that raised it, for errors that nobody wrote for people."""
+    frames = traceback.extract_tb(error.__traceback__)
+    if isinstance(error, SparseBenchError) or not frames:
+        return ""
+    # The last line that is not of a library: a method's author looks for their own.
+    own = next((f for f in reversed(frames) if not LIBRARY.search(f.filename)), frames[-1])
+    return f" ({'/'.join(Path(own.filename).parts[-2:])}, line {own.lineno}, in {own.name})"
 
 
 def _weights(system: System) -> Any:

@@ -156,3 +156,8 @@ def test_create():
         adapters.create("wanda", sparsty=0.5)
     with pytest.raises(UnknownNameError, match="unknown adapter"):
         adapters.create("wnada", sparsity=0.5)
+
+
+def test_a_method_without_a_budget_is_no_method(story, tasks):
+    with pytest.raises(InputError, match="'wanda' is no method at a budget"):
+        sparsebench.evaluate(*story, tasks, methods=["wanda"], limit=2)

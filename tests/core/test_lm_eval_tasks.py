@@ -186,3 +186,17 @@ def test_unknown_tasks_and_groups():
     assert "arc_easy" in caught.value.nearest
     with pytest.raises(InputError, match="cannot read"):
         registry.get("lm-eval:/no/such/task.yaml").bind(None)
+
+
+def test_a_choice_has_its_chance_level(written):
+    found = {
+        c["output_type"]: registry.get(f"lm-eval:{written(c, c['task'] + '.yaml')}")
+        for c in (CHOICE, GENERATE, ROLLING)
+    }
+    chance = {
+        kind: {m.name: m.chance for m in task.bind(models.tiny_tokenizer(), None).metrics}
+        for kind, task in found.items()
+    }
+    assert chance["multiple_choice"] == {"acc": pytest.approx(1 / 3), "acc_norm": pytest.approx(1 / 3)}
+    assert chance["generate_until"] == {"exact_match": 0.0}
+    assert set(chance["loglikelihood_rolling"].values()) == {None}

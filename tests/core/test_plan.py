@@ -10,6 +10,7 @@ from models import data_folder
 from sparsebench.errors import InputError, MissingError, UnknownNameError
 from sparsebench.identity import cell_id
 from sparsebench.plan import plan
+from sparsebench.power import comparisons
 from sparsebench.suite_source import load_suite
 
 
@@ -264,8 +265,24 @@ def test_a_model_folder_cut_short(small, tmp_path):
 
 def test_two_activation_methods_in_one_stack_are_refused(small):
     stack = [
-        {"method": "teal", "knobs": {"rule": "topk"}, "budgets": {"sparsity": [0.5]}},
-        {"method": "griffin", "budgets": {"sparsity": [0.5]}},
+        {"method": "teal", "knobs": {"rule": "topk"}, "budget": {"sparsity": 0.5}},
+        {"method": "griffin", "budget": {"sparsity": 0.5}},
     ]
     with pytest.raises(InputError, match="teal and griffin in one stack"):
         planned(small, grids=one_grid(small, {"stack": stack}))
+
+
+def test_a_margin_that_allows_everything_is_refused(small):
+    margins = {"*": {"*": {"points": 5}}}
+    path = small.task("tiny-choice")
+    with pytest.raises(InputError, match="allows everything to be lost"):
+        comparisons(planned(small, grids=one_grid(small, "dense", tasks=[path]), conclude={"margins": margins}))
+
+
+def test_margins_are_printed_in_the_unit_of_what_can_be_seen(small):
+    margins = {"*": {"*": {"points": 0.02}}}
+    tasks = [small.task("tiny-choice"), small.task("tiny-perplexity")]
+    made = comparisons(planned(small, grids=one_grid(small, "dense", tasks=tasks), conclude={"margins": margins}))
+    found = {each.task: (each.margin, each.detectable) for each in made}
+    assert found["tiny-choice"][0] == "2 points" and found["tiny-choice"][1].endswith(" points")
+    assert found["tiny-perplexity"][0] == "0.02 (absolute)"  # nobody knows yet what share of the baseline that is

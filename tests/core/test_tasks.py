@@ -185,6 +185,21 @@ def test_templates_are_rendered_in_a_sandbox(template):
         rendered(definition(template={"prompt": template}), [{"prompt": "a", "target": "b", "x": []}])
 
 
+def test_a_null_and_a_field_that_is_missing_are_named_with_their_row():
+    rows = [{"prompt": "a", "target": "b"}, {"prompt": None, "target": "b"}]
+    with pytest.raises(InputError, match="null where a text is wanted") as caught:
+        rendered(definition(), rows)
+    assert caught.value.hint == "row 1 has prompt, target"
+    with pytest.raises(InputError, match="'query' is undefined") as caught:
+        rendered(definition(template={"prompt": "{{ query }}"}), rows)
+    assert caught.value.hint == "row 0 has prompt, target"
+
+
+def test_a_choice_needs_no_target_of_its_own():
+    (row,) = rendered(definition(), [{"prompt": "a", "choices": ["x", "y"], "gold": 1}])
+    assert row["target"] == "y"
+
+
 def test_templates_by_hand():
     template = {"prompt": "Q: {{ q }}\n", "target": "{{ a[0] }}", "cluster": "{{ kind }}", "id": "{{ kind }}-{{ n }}"}
     rows = [{"q": "<b>&", "a": ["x"], "kind": "k", "n": n, "self": 1, "request": 2} for n in (1, 2)]

@@ -10,6 +10,7 @@ from synthetic_results import CHOICE, HOSTILE, LEVELS, LM, PPL, QA, SyntheticMet
 
 from sparsebench.errors import InputError, UnknownNameError
 from sparsebench.identity import cell_id
+from sparsebench.records import Outcome
 from sparsebench.reports import gate_formats
 from sparsebench.reports.check import CheckResult, check, compare
 from sparsebench.store import Store, StoredCell
@@ -185,6 +186,17 @@ def test_compare_takes_other_models_where_there_is_one_each(tmp_path: Path) -> N
     quality = [row for row in result.rows if row.tier == "quality"]
     assert len(quality) == 12 and all(row.judgement and row.judgement.comparison for row in quality)
     assert any(note.startswith("other model (") for note in result.notes)
+
+
+def test_compare_names_cells_that_failed(tmp_path: Path) -> None:
+    a, b = run(tmp_path / "a"), run(tmp_path / "b")
+    cell = list(b.store)[-1]
+    outcome = Outcome(status="failed", error="ValueError: boom (mine.py, line 3, in score)")
+    shutil.rmtree(cell.folder)
+    b.store.write(cell.spec, cell.record.model_copy(update={"outcome": outcome}), cell.environment, None)
+    result = compare(a.store.root, b.store.root)
+    (row,) = [row for row in result.rows if row.verdict == "not compared"]
+    assert "failed in the second: ValueError: boom" in row.reason
 
 
 @pytest.fixture(scope="module")

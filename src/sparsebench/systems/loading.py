@@ -250,7 +250,8 @@ def check_causal(files: ModelFiles) -> None:
     if isinstance(kinds, list) and kinds and not any(str(kind).endswith(CAUSAL) for kind in kinds):
         raise InputError(
             f"{files.ref} is a {', '.join(map(str, kinds))}, not a causal language model",
-            "encoders are systems of kind sparse-encoder or dense-encoder",
+            "only models that go from left to right can be loaded; encoders of texts for retrieval are systems of "
+            "kind sparse-encoder or dense-encoder",
         )
 
 

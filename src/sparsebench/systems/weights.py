@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
 import torch
+from torch.nn.modules.conv import _ConvNd
 
 if TYPE_CHECKING:
     from sparsebench.systems.causal_lm import CausalLM, LinearSite
@@ -38,8 +39,8 @@ class WeightSparsity:
     """Zeros counted in the weights of a model as they are.
 
     Attributes:
-        prunable: Weights of the linear layers of the decoder blocks; neither embeddings nor LM head nor experts that
-            are stacked in one tensor are among them.
+        prunable: Weights of the linear layers of the decoder blocks, with experts that are stacked in one tensor, which
+            no method reaches; neither embeddings nor LM head are among them.
         zeros: Exact zeros among those; of a weight that is stored otherwise, the multiply-adds that its form saves.
         total: All parameters of the model, tied ones once.
         stored: Weights that are stored otherwise than entry by entry.
@@ -69,6 +70,9 @@ def weight_sparsity(system: CausalLM) -> WeightSparsity:
         kept = stored.kept if stored is not None else int(torch.count_nonzero(weight))
         zeros += weight.numel() - kept
         size += weight.numel()
+    for experts in stacked(system):
+        zeros += experts.numel() - int(torch.count_nonzero(experts))
+        size += experts.numel()
     total = sum(parameter.numel() for parameter in system.model.parameters())
     return WeightSparsity(size, zeros, total, tuple(system.stored.values()))
 
@@ -76,6 +80,14 @@ def weight_sparsity(system: CausalLM) -> WeightSparsity:
 def prunable(system: CausalLM) -> list[LinearSite]:
     """The linear layers of the decoder blocks; of several that share one weight, the first."""
     return list({id(owner_of(site)): site for site in reversed(system.linears)}.values())[::-1]
+
+
+def stacked(system: CausalLM) -> list[torch.nn.Parameter]:
+    """Weights of experts that lie in one tensor, [experts, ...]: linear maps that are no modules of their own."""
+    modules = (module for block in system.blocks for module in block.modules())
+    plain = (module for module in modules if not isinstance(module, _ConvNd))
+    found = (p for module in plain for p in module.parameters(recurse=False) if p.dim() == 3)
+    return list({id(p): p for p in found}.values())
 
 
 def owner_of(site: LinearSite) -> torch.nn.Parameter:

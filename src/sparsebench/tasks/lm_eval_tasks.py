@@ -154,7 +154,11 @@ class BoundLmEvalTask(BoundTask):
         self.instances = list(task.instances)
         self._aggregations = {str(n): f for n, f in task.aggregation().items()}
         better = task.higher_is_better()
-        self.metrics = [_metric(name, bool(better.get(name, True)), i == 0) for i, name in enumerate(self._columns())]
+        chance = _chance(task, self.instances)
+        self.metrics = [
+            _metric(name, bool(better.get(name, True)), i == 0, chance.get(name))
+            for i, name in enumerate(self._columns())
+        ]
         if not self.metrics:
             raise InputError(
                 f"{identifier} has no metric that is a mean over documents", f"it has {', '.join(self._aggregations)}"
@@ -227,7 +231,19 @@ def _is_mean(aggregation: Any) -> bool:
     return getattr(aggregation, "__name__", "") in ("mean", "nanmean")
 
 
-def _metric(name: str, higher: bool, headline: bool) -> Metric:
+def _chance(task: Any, instances: list[Any]) -> dict[str, float]:
+    """What guessing reaches, by metric: one of the choices that a document has; nothing for a text of one's own."""
+    if task.OUTPUT_TYPE == "generate_until":
+        return {"exact_match": 0.0}
+    if task.OUTPUT_TYPE != "multiple_choice":
+        return {}
+    documents = {instance.doc_id: instance.doc for instance in instances}.values()
+    choices = [len(task.doc_to_choice(document)) for document in documents]
+    guessed = sum(1 / count for count in choices if count) / len(choices)
+    return dict.fromkeys(("acc", "acc_norm", "acc_bytes"), guessed)
+
+
+def _metric(name: str, higher: bool, headline: bool, chance: float | None) -> Metric:
     binary = name in ("acc", "acc_norm", "acc_bytes", "exact_match")
     return Metric(
         name=name,
@@ -236,6 +252,7 @@ def _metric(name: str, higher: bool, headline: bool) -> Metric:
         transform="exp" if RATIOS.get(name) else "identity",
         higher_is_better=higher,
         headline=headline,
+        chance=chance,
     )
 
 

@@ -31,24 +31,40 @@ def rendered(definition: TaskDefinition, rows: Sequence[dict[str, Any]]) -> list
     from jinja2 import StrictUndefined
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-    environment = ImmutableSandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=True, autoescape=False)
+    def present(value: Any) -> Any:
+        if value is None:
+            raise ValueError("null where a text is wanted")
+        return value
+
+    environment = ImmutableSandboxedEnvironment(
+        undefined=StrictUndefined, keep_trailing_newline=True, autoescape=False, finalize=present
+    )
     template = definition.template
-    finished = []
+    finished: list[dict[str, Any]] = []
     try:
         compiled = {
             n: environment.from_string(getattr(template, n)) for n in ("prompt", "context", "target", "cluster", "id")
         }
         for number, row in enumerate(rows):
-            values = {name: each.render(row) for name, each in compiled.items()}
+            fields = _with_target(row)
+            values = {name: each.render(fields) for name, each in compiled.items()}
             sample = values.pop("id") or str(row.get("id", number))
             finished.append({**row, **values, "sample": sample, "cluster": values["cluster"] or sample})
     except Exception as error:  # whatever the expressions of a template raise
-        raise InputError(f"task {definition.task}: template: {error}") from None
+        there = f"row {len(finished)} has {', '.join(map(str, rows[len(finished)]))}" if rows else None
+        raise InputError(f"task {definition.task}: template: {error}", there) from None
     names = [row["sample"] for row in finished]
     if len(set(names)) != len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise InputError(f"task {definition.task}: the sample id {twice!r} stands twice")
     return finished
+
+
+def _with_target(row: dict[str, Any]) -> dict[str, Any]:
+    """The row; the target of a choice is the right one, where it has no text of its own."""
+    if "target" in row or "choices" not in row or "gold" not in row:
+        return row
+    return {**row, "target": str(row["choices"][int(row["gold"])])}
 
 
 def _distinct_characters(prompts: list[str]) -> int:

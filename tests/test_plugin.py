@@ -38,6 +38,7 @@ grids:
     tasks: [{task: prose-continuation, limit: 1}]
     methods:
       - {method: recent-only, budgets: {sparsity: 0.5}}
+      - {method: loudest, budgets: {sparsity: [0.5]}}
 """
 
 
@@ -89,6 +90,8 @@ def test_a_plugin_is_listed_and_shown(packages: Path) -> None:
     row = next(row for row in json.loads(listed.stdout) if row["id"] == METHOD)
     assert row["family"] == "pruning"
     assert row["title"] == "Relative importance"
+    families = {row["id"]: row["family"] for row in json.loads(listed.stdout)}
+    assert (families["loudest"], families["largest-terms"]) == ("activation", "retrieval")
     shown = sparsebench("show", METHOD, path=packages)
     assert "Plug-and-Play" in shown.stdout, shown.stderr
 
@@ -103,12 +106,12 @@ def test_plugins_run_in_a_suite(packages: Path, tmp_path: Path) -> None:
     cells = list(Store.open(tmp_path / "results"))
     assert {cell.record.outcome.error for cell in cells} == {None}
     sparse = {cell.record.placement.label: cell.record.outcome for cell in cells if cell.spec.stack}
-    assert set(sparse) == {f"{METHOD} 50%", f"{METHOD} 2:4", "input-variance 50%", "recent-only 50%"}
+    assert set(sparse) == {f"{METHOD} 50%", f"{METHOD} 2:4", "input-variance 50%", "recent-only 50%", "loudest 50%"}
     for label, outcome in sparse.items():
         assert outcome.sparsity == pytest.approx(0.5, abs=0.01), label
         assert outcome.exercised, label
     assert sparse["recent-only 50%"].phase == "decode"
-    assert len({cell.record.outcome.metrics[0].value for cell in cells}) == 6, "each changes the result"
+    assert len({cell.record.outcome.metrics[0].value for cell in cells}) == 7, "each changes the result"
 
 
 def test_a_broken_plugin_is_a_warning(tmp_path: Path) -> None:

@@ -28,6 +28,10 @@ from sparsebench.tasks.registry import definitions
 
 ALIKE = 10
 """Samples that two methods must have changed, in the same way, before their being alike is no accident."""
+TELLING = 20
+"""Samples with a score at which two models that get the same ones right are hardly alike by chance."""
+NOTHING = ("0.0", "0", "nan", "None", "")
+"""How no score is printed."""
 UNLIKE = 0.25
 """Relative difference between two runs of one baseline beyond which they are not runs of one system."""
 ASIDE = re.compile(r"\.[0-9a-f]{16}-")
@@ -228,6 +232,8 @@ class _Output:
     digest: str
     changed: int
     """Samples that differ from the baseline's."""
+    scored: int
+    """Samples with a headline score that is not zero."""
 
 
 def _output(cells: Cells, source: Source, cell: StoredCell, samples: Samples) -> _Output:
@@ -241,7 +247,9 @@ def _output(cells: Cells, source: Source, cell: StoredCell, samples: Samples) ->
     found = cells.find(source, cell.record.placement.baseline) if cell.record.placement.baseline else None
     base = _samples(found[1])[0] if found and found[1].id != cell.id else None
     changed = _changed(samples, base, columns) if base is not None else 0
-    return _Output(cell, digest.hexdigest(), changed)
+    headlines = {m.metric.column for m in cell.record.outcome.metrics if m.metric.headline} & set(columns)
+    scored = max((sum(v not in NOTHING for v in samples.texts(column)) for column in headlines), default=0)
+    return _Output(cell, digest.hexdigest(), changed, scored)
 
 
 def _changed(samples: Samples, base: Samples, columns: Sequence[str]) -> int:
@@ -264,8 +272,8 @@ def _copies(outputs: dict[tuple[object, ...], list[_Output]]) -> Iterator[Findin
         named = ", ".join(f"{name} ({output.cell.id})" for name, output in sorted(methods.items()))
         first = min(same, key=lambda output: output.cell.id)
         changed = min(output.changed for output in methods.values())
-        if all(output.cell.record.left_out and not _scored(output.cell) for output in methods.values()):
-            # Of models that get nothing right, the texts alone would say whether they are alike.
+        if all(output.cell.record.left_out and output.scored < TELLING for output in methods.values()):
+            # Of models that get next to nothing right, the texts alone would say whether they are alike.
             message = f"different methods with the same scores, packed without the texts that were scored: {named}"
             yield Finding("cannot check", "copies", first.cell.id, printable(message))
         elif changed >= ALIKE:
@@ -274,11 +282,6 @@ def _copies(outputs: dict[tuple[object, ...], list[_Output]]) -> Iterator[Findin
         else:
             message = f"different methods with the same outputs, but only {changed} samples changed at all: {named}"
             yield Finding("cannot check", "copies", first.cell.id, printable(message))
-
-
-def _scored(cell: StoredCell) -> bool:
-    """Whether a cell's headline is anything but zero."""
-    return any(m.value for m in cell.record.outcome.metrics if m.metric.headline)
 
 
 def _method(cell: StoredCell) -> str:

@@ -141,6 +141,11 @@ def test_what_no_kernel_skips_is_no_saving():
         < 1
         == share("wina", half, one.model_copy(update={"batch": 8}), scope="all")
     )
+    for name in ("mustafar", "shadowkv"):
+        assert iso.kernel(adapters.get(name).configure({}), Budget("sparsity", 0.5), "decode") is None
+    assert share("mustafar", half, one) == 1
+    assert share("mustafar", half, one.model_copy(update={"count": "ideal"})) < 1
+    assert share("snapkv", half, one) == share("snapkv", half, one.model_copy(update={"count": "ideal"})) < 1
     assert share("depth", {"sparsity": 0.34}, real) < 1
     index_alone = iso.predicted(system(), [(adapters.get("quest").configure({}), Budget("sparsity", 0.5))], one).decode
     assert index_alone.index > 0
@@ -149,7 +154,9 @@ def test_what_no_kernel_skips_is_no_saving():
 def test_memory_moves_with_what_is_held_and_not_with_what_is_read():
     assert found("snapkv", "kv_bytes", 0.5, DECODE).budget is not None
     quest = found("quest", "kv_bytes", 0.5, DECODE)
-    assert (quest.budget, quest.least, quest.most) == (None, 1, 1)
+    # It drops no key, and keeps two vectors for every sixteen keys and values beside them.
+    own = pytest.approx(1 + 2 / 32, abs=1e-3)
+    assert (quest.budget, quest.least, quest.most) == (None, own, own)
     with pytest.raises(InputError, match="answer ends"):
         found("snapkv", "kv_bytes", 0.5, PREFILL)
     active = found("magnitude", "active_params", 0.6)
@@ -186,6 +193,14 @@ def test_a_larger_model_at_the_cost_of_a_smaller_one():
     dense = dense_cost(small.shape, PREFILL.request).prefill.flops
     assert result.most == pytest.approx(dense_cost(large.shape, PREFILL.request).prefill.flops / dense)
     assert own is None or own == pytest.approx(dense, rel=iso.TOLERANCE)
+
+
+def test_bits_that_a_method_refuses_are_no_solution():
+    """With many keys to read, one bit for each weight would meet the target: there is no such grid."""
+    result = found("rtn", "bytes", 0.96875, DECODE)
+    assert result.budget is None
+    at_two = iso.share(system(), [(adapters.get("rtn").configure({}), Budget("bits", 2))], "bytes", DECODE)
+    assert result.least == at_two
 
 
 def test_what_cannot_be_asked_for():

@@ -8,6 +8,7 @@ so prompts share no prefixes; questions on one context share the context and wha
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -80,11 +81,21 @@ class CacheAdapter(PromptAdapter):
         return best(self.score(prompt, prepared), within_reach(prompt), count)
 
     def share_of_layer(self, count: int, available: int, layer: int, layers: int) -> int:
-        """Keys of each head that one layer keeps where the layers keep `count` on average."""
+        """Keys of each head that one layer keeps where the layers keep `count` on average.
+
+        Args:
+            count: The mean.
+            available: Keys that there are to keep.
+            layer: Its place among the layers that have these keys available; see `among_alike`.
+            layers: How many these are.
+        """
         return count
 
     def held(self, allowance: Allowance, available: int, layer: int, layers: int) -> int:
-        """Keys of each head that a layer keeps of `available` ones; at least 1 where there is one."""
+        """Keys of each head that a layer keeps of `available` ones; at least 1 where there is one.
+
+        `layer` and `layers` are as in `share_of_layer`.
+        """
         if allowance.tokens is not None:
             count = allowance.tokens
         else:
@@ -120,7 +131,7 @@ class CacheAdapter(PromptAdapter):
             else:
                 one = self.scoring(shape, request.prompt, window)
                 flops, read = flops + request.batch * one[0], read + request.batch * one[1]
-                steps = self._reads(request, window, layer, shape.layers, allowance)
+                steps = self._reads(request, window, *among_alike(shape.windows, layer), allowance)
             pairs, final = pairs + sum(steps), final + (steps[-1] if steps else 0.0)
         return PhaseCosts(
             prefill=replace(
@@ -180,6 +191,18 @@ class StepwiseCache(CacheAdapter):
         self, request: Request, window: int | None, layer: int, layers: int, allowance: Allowance
     ) -> list[float]:
         return [float(self.held(allowance, int(seen), layer, layers)) for seen in _seen(request, window)]
+
+
+def among_alike(windows: Sequence[int | None], layer: int) -> tuple[int, int]:
+    """The place of a layer among those that have the same window, and their number.
+
+    Where layers are given unlike shares of a budget, a mean over layers is kept only among those that see as much.
+
+    >>> among_alike((24, None, 24, None), 2)
+    (1, 2)
+    """
+    own = windows[layer]
+    return sum(window == own for window in windows[:layer]), sum(window == own for window in windows)
 
 
 def reachable(length: int, window: int | None) -> int:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from sparsebench.adapters.attention._allowance import Allowance, row_spans
-from sparsebench.adapters.attention._cache import CacheAdapter, PromptAdapter, StepwiseCache, reachable
+from sparsebench.adapters.attention._cache import CacheAdapter, PromptAdapter, StepwiseCache, among_alike, reachable
 from sparsebench.adapters.attention._estimate import grouped
 from sparsebench.adapters.attention._executor import SelectivePolicy
 from sparsebench.adapters.attention._gathered import Tally
@@ -220,7 +220,7 @@ class CachePolicy(RememberingPolicy):
                 continue
             if own.geometry.positions[0, 0] != 0 or own.key.shape[2] != length:
                 raise InputError(f"{self.method.card.id} looks at whole prompts, and this one comes in parts")
-            held = self.selector.cut(own, self.allowance, self.shape.layers)
+            held = self.selector.cut(own, self.allowance, self.shape.windows)
             view.states[row][-1][self.method.card.id, view.layer] = held
             flops, read = self.method.scoring(self.shape, length, view.window)
             self.system.counters.add("prefill.attention.index_flops", flops)
@@ -262,8 +262,14 @@ class Recall(ABC):
         self._stacked: dict[int, Stacked] = {}
 
     @abstractmethod
-    def cut(self, prompt: AttentionView, allowance: Allowance, layers: int) -> Held:
-        """What stays of one prompt."""
+    def cut(self, prompt: AttentionView, allowance: Allowance, windows: tuple[int | None, ...]) -> Held:
+        """What stays of one prompt.
+
+        Args:
+            prompt: One row without padding.
+            allowance: How much of it may stay.
+            windows: What each of the model's layers sees; see `ModelShape.windows`.
+        """
 
     @abstractmethod
     def select(self, view: AttentionView, allowance: Allowance) -> Selection:
@@ -289,10 +295,10 @@ class KeptKeys(Recall):
     method: CacheAdapter
     drops: ClassVar[bool] = True
 
-    def cut(self, prompt: AttentionView, allowance: Allowance, layers: int) -> Held:
+    def cut(self, prompt: AttentionView, allowance: Allowance, windows: tuple[int | None, ...]) -> Held:
         """See `Recall.cut`."""
         available = reachable(prompt.key.shape[2], prompt.window)
-        count = self.method.held(allowance, available, prompt.layer, layers)
+        count = self.method.held(allowance, available, *among_alike(windows, prompt.layer))
         keys = self.method.keep(prompt, count, self.prepared)
         return Held(keys, more=kept_tensors(prompt, keys) if self.method.mode == "executed" else {})
 
@@ -316,7 +322,7 @@ class StepByStep(KeptKeys):
     method: StepwiseCache
     drops: ClassVar[bool] = False
 
-    def cut(self, prompt: AttentionView, allowance: Allowance, layers: int) -> Held:
+    def cut(self, prompt: AttentionView, allowance: Allowance, windows: tuple[int | None, ...]) -> Held:
         """The prompt as it is, and what its keys are worth."""
         return Held(
             self.method.keep(prompt, prompt.key.shape[2], self.prepared), self.method.score(prompt, self.prepared)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -11,7 +12,7 @@ from sparsebench.adapters.attention._allowance import Allowance
 from sparsebench.adapters.attention._blocks import SLICE, choose_pages
 from sparsebench.adapters.attention._estimate import attention_weights, grouped
 from sparsebench.adapters.attention._selection import Pages, Selection, SinkAndRecent, part_of, sink_and_recent
-from sparsebench.adapters.attention.lserve import SINK_SHARE
+from sparsebench.adapters.attention.lserve import first_keys
 from sparsebench.adapters.attention.quest import page_bounds
 from sparsebench.engine.attention import AttentionPolicy, AttentionView, attend_dense
 
@@ -55,7 +56,7 @@ class KeptPages:
         streams = self.streams[view.layer]
         thin, wide = self.method.shares(allowance, float(streams.float().mean()))
         counts = thin.counts(view)
-        narrow = sink_and_recent(view, counts, (counts * SINK_SHARE).long())
+        narrow = sink_and_recent(view, counts, first_keys(counts))
         chosen = choose_pages(self._bounds(view), view, wide, self.method.page).chosen
         pages = Pages(self._kept(view, chosen), self.method.page)
         return StreamingAndPages(streams.repeat_interleave(view.group), narrow, pages)
@@ -96,18 +97,27 @@ class KeptPages:
 
 
 class LostMass:
-    """Attends as before, and adds up what each key head's attention loses under first and recent keys."""
+    """Attends as before, and adds up what each key head's attention loses under first and recent keys.
 
-    def __init__(self, inner: AttentionPolicy | None, width: int) -> None:
+    Args:
+        inner: What attends; None: dense attention.
+        width: First and recent keys that a query reads.
+        first: How many of so many keys are first ones.
+    """
+
+    def __init__(
+        self, inner: AttentionPolicy | None, width: int, first: Callable[[torch.Tensor], torch.Tensor]
+    ) -> None:
         self.inner = inner
         self.width = width
+        self.first = first
         self.sums: dict[int, torch.Tensor] = {}
 
     def attend(self, view: AttentionView) -> torch.Tensor:
         """See `engine.attention.AttentionPolicy`."""
         queries = view.query.shape[2]
         counts = torch.full_like(view.positions, self.width)
-        near = sink_and_recent(view, counts, (counts * SINK_SHARE).long())
+        near = sink_and_recent(view, counts, self.first(counts))
         lost = torch.zeros(view.query.shape[1], dtype=torch.float64, device=view.query.device)
         for first in range(0, queries, SLICE):
             part = part_of(view, first, min(first + SLICE, queries))

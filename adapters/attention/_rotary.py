@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import sys
+from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -62,18 +63,28 @@ class Rotary:
         if self.module is None or layer in self.plain:
             return x
         cos, sin = self._tables(x, positions, layer)
-        width = cos.shape[-1]
+        width = cos.shape[-1] * (2 if self._halved(cos, layer) else 1)
         turned: torch.Tensor = self._own(x[None, :, :, :width], x[None, :, :, :width], cos, -sin if back else sin)[0][0]
         if back:
             turned = turned / (cos.square() + sin.square())[0, 0, 0]
         return torch.cat([turned, x[:, :, width:]], dim=-1)
 
     def _tables(self, x: torch.Tensor, positions: torch.Tensor, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
-        config, options = self.system.config, {}
-        if "layer_type" in inspect.signature(self.module.forward).parameters:  # type: ignore[union-attr]
-            options["layer_type"] = config.layer_types[layer]
-        cos, sin = self.module(x, positions[None], **options)  # type: ignore[misc]
+        kind = self._kind(layer)
+        cos, sin = self.module(x, positions[None], **({} if kind is None else {"layer_type": kind}))  # type: ignore[misc]
         return cos, sin
+
+    def _kind(self, layer: int) -> str | None:
+        """The type of a layer, where it decides on the rotation."""
+        if "layer_type" not in inspect.signature(self.module.forward).parameters:  # type: ignore[union-attr]
+            return None
+        return str(self.system.config.layer_types[layer])
+
+    def _halved(self, cos: torch.Tensor, layer: int) -> bool:
+        """Whether tables have one entry for each frequency, which turns two entries of a vector (gpt-oss)."""
+        kind = self._kind(layer)
+        frequencies = getattr(self.module, "inv_freq" if kind is None else f"{kind}_inv_freq", None)
+        return frequencies is not None and frequencies.shape[-1] == cos.shape[-1]
 
     def _layers_without(self) -> frozenset[int]:
         """Layers whose queries are not rotated, found out by trying all."""
@@ -102,7 +113,8 @@ def _queries_of_one_token(system: CausalLM) -> dict[int, torch.Tensor]:
     class Watcher:
         def attend(self, view: AttentionView) -> torch.Tensor:
             found[view.layer] = view.query[0].float()
-            return attend_dense(view)
+            # Learned sinks would take more from the first tokens than from later ones, and tell positions apart.
+            return attend_dense(replace(view, sinks=None))
 
     ids = torch.full((1, TRIAL), 7, device=system.device)
     with torch.no_grad(), system.acting(decode=False, prefix_invariant=True, policy=Watcher()), attending(system):

@@ -24,7 +24,7 @@ class Chunks(Recall):
 
     method: ShadowKV
 
-    def cut(self, prompt: AttentionView, allowance: Allowance, layers: int) -> Held:
+    def cut(self, prompt: AttentionView, allowance: Allowance, windows: tuple[int | None, ...]) -> Held:
         """What is remembered of one prompt: `keys` are those that stay as they are."""
         keys = prompt.key[0].float()
         rotary: Rotary = self.prepared.state

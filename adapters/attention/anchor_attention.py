@@ -58,11 +58,12 @@ class AnchorAttention(AttentionAdapter):
     """Blocks of queries in a group; the local window begins with the group."""
 
     def index(self, shape: ModelShape, start: int, count: int, window: int | None) -> tuple[float, float]:
-        """Products of pooled queries with the keys between the first block and each group."""
+        """Products of pooled queries with the keys between the first block, or the window's end, and each group."""
         flops = 0.0
         for block in range(start // self.block, (start + count - 1) // self.block + 1):
             before = block // self.step * self.step * self.block
-            flops += 2.0 * shape.heads * shape.head_dim * max(0, before - self.block)
+            oldest = 0 if window is None else max(start, block * self.block) + 1 - window
+            flops += 2.0 * shape.heads * shape.head_dim * max(0, before - max(self.block, oldest))
         pooling = shape.heads * shape.head_dim * count
         return flops + pooling, (start + count) * shape.kv_heads * shape.key_bytes / 2
 

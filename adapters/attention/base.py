@@ -106,6 +106,10 @@ class AttentionAdapter(Adapter):
         """FLOPs of choosing, and bytes read for it, in one layer: `count` queries of a row from position `start`."""
         return 0.0, 0.0
 
+    def index_held(self, shape: ModelShape, length: int, window: int | None) -> float:
+        """Bytes that the index keeps beside the cache in one layer, for a row of that many tokens."""
+        return 0.0
+
     def phases(self) -> tuple[str, ...]:
         """Phases in which the method acts with these knobs."""
         phase = getattr(self, "phase", "both")
@@ -167,7 +171,12 @@ class AttentionAdapter(Adapter):
             yield system
 
     def cost(self, system: Any, request: Request, budget: Budget | None) -> PhaseCosts:
-        """Predicted cost; dense attention, and the work of choosing, where the density shows at run time only."""
+        """Predicted cost; dense attention, and the work of choosing, where the density shows at run time only.
+
+        Bytes of keys are those that one query head reads of each group: a lower bound where query heads choose for
+        themselves. What is counted is the union over a group: how far its heads agree shows at run time only, but those
+        of a trained model agree so much that this bound is the nearer one; the upper is the group's size times as much.
+        """
         shape: ModelShape = system.shape
         dense = dense_cost(shape, request)
         return PhaseCosts(
@@ -184,23 +193,33 @@ class AttentionAdapter(Adapter):
             return dense
         whole = self.dense_layers(shape.layers)
         share = self._share(shape, span, budget, whole)
-        flops, read = 0.0, 0.0
+        flops = read = held = 0.0
         for layer, window in enumerate(shape.windows):
             if layer not in whole and window != 0:
                 one = self.index(shape, *span, window)
                 flops, read = flops + batch * one[0], read + batch * one[1]
+                held += batch * self.index_held(shape, sum(span), window)
         return replace(
             dense,
             attention=dense.attention * share,
             index=flops,
             bytes_kv_read=dense.bytes_kv_read * share + read,
+            bytes_kv_resident=dense.bytes_kv_resident + held,
         )
 
     def _share(self, shape: ModelShape, span: tuple[int, int], budget: Budget | None, whole: frozenset[int]) -> float:
         if budget is None or budget.kind not in ("sparsity", "tokens"):
             return 1.0
-        if budget.kind == "sparsity":
+        if budget.kind == "sparsity" and (not whole or len(set(shape.windows)) == 1):
             return max(1 - budget.number, len(whole) / shape.layers)
+        if budget.kind == "sparsity":
+            from sparsebench.adapters.attention._allowance import Allowance
+
+            # Of what a ratio leaves the others all layers count alike, of the pairs those with a window less.
+            left = Allowance.of(budget).beside_dense(shape.layers, len(whole)).density or 0.0
+            pairs = [window_pairs(*span, window) for window in shape.windows]
+            kept = [n if layer in whole else left * n for layer, n in enumerate(pairs)]
+            return sum(kept) / max(sum(pairs), 1)
         widths = [
             window if layer in whole or window == 0 else min(int(budget.number), window or int(budget.number))
             for layer, window in enumerate(shape.windows)

@@ -47,8 +47,9 @@ class DoubleSparsity(AttentionAdapter):
         nearest="oracle-tokens",
         differs="scores tokens over 1 in 16 channels instead of all",
         deviations=(
-            "labels are kept in 16 bits; the paper also quantises them to 4",
-            "a ratio is met over all layers, the dense first two included: the others read less than it says",
+            "labels are kept as keys are, and priced like them; the paper also quantises them to 4 bits",
+            "a ratio is met over all layers, the dense first two included: the others read less than it says; layers "
+            "count alike, so that a model with windows in some of them realises another ratio",
             "models of fewer than 16 layers have one dense layer in eight, rounded down",
         ),
     )
@@ -73,6 +74,11 @@ class DoubleSparsity(AttentionAdapter):
 
         products = float(shape.heads * self.labels(shape.head_dim) * window_pairs(start, count, window))
         return 2 * products, products * shape.bytes_per_entry
+
+    def index_held(self, shape: ModelShape, length: int, window: int | None) -> float:
+        """The label channels of all keys that the last query sees, for each query head."""
+        keys = length if window is None else min(length, window)
+        return float(shape.heads * self.labels(shape.head_dim) * keys * shape.bytes_per_entry)
 
     def prepare(self, system: Any, calibration: Calibration | None, budget: Budget | None = None) -> Prepared:
         """The label channels of each layer, int64 [heads, labels], from the products of each token with itself."""

@@ -25,6 +25,7 @@ class FlexPrefill(AttentionAdapter):
 
     card: ClassVar[MethodCard] = MethodCard(
         id="flexprefill",
+        version=2,
         family="attention",
         title="FlexPrefill",
         summary="Heads whose pooled estimate agrees with the last queries' attention take blocks from the pooled map; "
@@ -49,6 +50,8 @@ class FlexPrefill(AttentionAdapter):
             "blocks of 32, not 128: with 128, sink and diagonal alone fill most of a short prompt",
             "`scaled` lowers the least budget of 512 tokens below 32,768 tokens, in proportion; `paper` always 512",
             "the block that crosses the share is kept in the pooled map too, where the released code leaves it out",
+            "the index is charged at coverage 1 too, where everything is read without estimating anything",
+            "with learned sinks shares are of the attention that keys receive",
         ),
     )
 
@@ -121,6 +124,8 @@ class FlexPrefill(AttentionAdapter):
         last = last_queries(row, size)
         vertical, slash = sums_by_column_and_diagonal(attention_weights(last)[0], last.positions[0])
         vertical, slash = vertical / last.query.shape[2], slash / last.query.shape[2]
+        if row.sinks is not None:  # learned sinks take a part of the attention: shares are of what keys receive
+            vertical, slash = (x / x.sum(dim=-1, keepdim=True).clamp(min=1e-30) for x in (vertical, slash))
         columns, diagonals = block_sums(vertical, size, 1), block_sums(slash, size, 1)
         keys = block_means(row.key[0], size, 1).repeat_interleave(row.group, dim=0)
         logits = row.scaling * (last.query[0].float().mean(dim=1, keepdim=True) @ keys.transpose(-1, -2))[:, 0]

@@ -44,7 +44,8 @@ class HiP(AttentionAdapter):
         deviations=(
             "each decoded query searches anew; the released code reuses a search for several steps",
             "a quarter of a budget is recent keys and one in 32 first keys",
-            "a ratio is met over all layers, the dense first three included: the others read less than it says",
+            "a ratio is met over all layers, the dense first three included: the others read less than it says; layers "
+            "count alike, so that a model with windows in some of them realises another ratio",
             "models of fewer than 24 layers have one dense layer in eight, rounded down",
             "the index's bytes are not counted: which keys it reads shows only as it runs",
         ),

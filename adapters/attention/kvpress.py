@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -33,6 +34,7 @@ class KvPress(CacheAdapter):
 
     card: ClassVar[MethodCard] = MethodCard(
         id="kvpress",
+        version=2,
         family="attention",
         title="A press of kvpress",
         summary="At the end of prefill the keys stay that a named press of the kvpress library keeps, run in an "
@@ -55,6 +57,8 @@ class KvPress(CacheAdapter):
         differs="takes from another library which keys stay",
         deviations=(
             "the work of choosing is not counted: it happens where nothing is counted",
+            "a press decides on whole prompts: in layers with a sliding window that ratio is searched for at which as "
+            "many keys as the budget says stay within the window",
             "methods before it in a stack act on it through the weights alone",
         ),
     )
@@ -100,16 +104,30 @@ class KvPress(CacheAdapter):
 
     def keep(self, prompt: AttentionView, count: int, prepared: Prepared) -> torch.Tensor:
         """See `CacheAdapter.keep`; the first layer that asks has the press run for all of them."""
+        from sparsebench.adapters.attention._cache import reachable
         from sparsebench.adapters.attention._eviction import within_reach
+
+        length, reach = prompt.key.shape[2], within_reach(prompt)
+
+        def kept(total: int) -> torch.Tensor:
+            return self._asked(prompt, total, prepared.state)[prompt.layer].to(reach.device) & reach
+
+        def enough(total: int) -> bool:
+            return int(kept(total).sum()) >= count * prompt.key.shape[1]
+
+        if reachable(length, prompt.window) == length:
+            return kept(count)
+        return kept(count + bisect_left(range(count, length), True, key=enough))
+
+    def _asked(self, prompt: AttentionView, total: int, worker: PressWorker) -> torch.Tensor:
+        """What the press keeps of a prompt of which `total` keys are to stay, bool [layers, kv_heads, keys]."""
         from sparsebench.adapters.attention._press import IDS
 
-        worker: PressWorker = prepared.state
-        memory = prompt.states[0][-1]
-        length = prompt.key.shape[2]
-        name = ("kvpress", count, length)
+        memory, length = prompt.states[0][-1], prompt.key.shape[2]
+        name = ("kvpress", total, length)
         if name not in memory:
-            # Half a key more than `count`: kvpress rounds down.
-            ratio = 0.0 if count >= length else 1 - (count + 0.5) / length
+            # Half a key more than `total`: kvpress rounds down.
+            ratio = 0.0 if total >= length else 1 - (total + 0.5) / length
             memory[name] = worker.kept(memory[IDS], ratio)
-        kept: torch.Tensor = memory[name][prompt.layer].to(prompt.key.device)
-        return kept & within_reach(prompt)
+        found: torch.Tensor = memory[name]
+        return found

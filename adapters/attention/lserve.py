@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from sparsebench.adapters.attention.base import AttentionAdapter, Selector
 from sparsebench.adapters.base import Prepared
@@ -14,6 +15,8 @@ from sparsebench.cost import ModelShape
 from sparsebench.errors import InputError
 
 if TYPE_CHECKING:
+    import torch
+
     from sparsebench.adapters.attention._allowance import Allowance
     from sparsebench.adapters.attention._selection import Selection
     from sparsebench.adapters.calibration import Calibration
@@ -23,6 +26,11 @@ if TYPE_CHECKING:
 
 SINK_SHARE = 128 / 384
 """Of what a streaming head reads in decode, the released setting has a third at the beginning of the text."""
+
+
+def first_keys(counts: torch.Tensor) -> torch.Tensor:
+    """First keys among the `counts` that a streaming head reads in decode, int64 of the same shape."""
+    return (counts * SINK_SHARE).long()
 
 
 class LServe(AttentionAdapter):
@@ -66,11 +74,26 @@ class LServe(AttentionAdapter):
     part: int = Field(8, ge=1)
     """Keys of a part of a page, whose entries are bounded together."""
     every: int = Field(4, ge=1)
-    """Tokens for which a choice of pages is kept; a new one is made at multiples of it."""
+    """Tokens for which a choice of pages is kept, at most a page; a new one is made at multiples of it."""
     streaming: float = Field(0.5, ge=0, le=1)
     """Share of the model's key heads that stream."""
     narrow: float = Field(384 / 4096, gt=0, le=1)
     """Keys of a streaming head over those of another."""
+
+    @model_validator(mode="after")
+    def _whole_parts(self) -> Self:
+        if self.page % self.part:
+            raise InputError(
+                f"lserve: a page of {self.page} is no whole number of parts of {self.part}",
+                "make page a multiple of part",
+            )
+        if self.every > self.page:
+            raise InputError(
+                f"lserve: a choice kept for {self.every} tokens outlasts a page of {self.page}: whole pages would be "
+                "written and never chosen",
+                "make every at most page",
+            )
+        return self
 
     def index(self, shape: ModelShape, start: int, count: int, window: int | None) -> tuple[float, float]:
         """Bounds of all parts in a quarter of the tokens, for the share of heads that does not stream."""
@@ -80,11 +103,18 @@ class LServe(AttentionAdapter):
         vectors = 2.0 * parts * shape.head_dim * (1 - self.streaming) / self.every
         return 2 * vectors * shape.heads, vectors * shape.kv_heads * shape.bytes_per_entry
 
+    def index_held(self, shape: ModelShape, length: int, window: int | None) -> float:
+        """Both vectors of each part that the last query sees, for the share of heads that does not stream."""
+        from sparsebench.adapters.attention.quest import pages_seen
+
+        entries = 2.0 * pages_seen(length - 1, window, self.part) * shape.kv_heads * shape.head_dim
+        return entries * (1 - self.streaming) * shape.bytes_per_entry
+
     def prepare(self, system: Any, calibration: Calibration | None, budget: Budget | None = None) -> Prepared:
         """Which key heads stream, bool [kv_heads], by layer."""
         if calibration is None:
             raise InputError("lserve reads a calibration text", "name one in the suite: calibration: ...")
-        return streaming_heads(system, calibration, self.streaming, self.narrow)
+        return streaming_heads(system, calibration, self.streaming, self.narrow, first_keys)
 
     def policy(
         self, system: CausalLM, prepared: Prepared, budget: Budget | None, inner: AttentionPolicy | None
@@ -104,17 +134,34 @@ class LServe(AttentionAdapter):
         """See `AttentionAdapter.select`."""
         return self.selector(prepared).select(view, allowance)
 
+    def _share(self, shape: ModelShape, span: tuple[int, int], budget: Budget | None, whole: frozenset[int]) -> float:
+        share = super()._share(shape, span, budget, whole)
+        if budget is None or budget.kind != "tokens":
+            return share
+        thin = replace(budget, value=self.narrowed(int(budget.number)))
+        return (1 - self.streaming) * share + self.streaming * super()._share(shape, span, thin, whole)
+
+    def narrowed(self, tokens: int) -> int:
+        """Keys of a streaming head where another head reads so many."""
+        return max(1, round(self.narrow * tokens))
+
     def shares(self, allowance: Allowance, streaming: float) -> tuple[Allowance, Allowance]:
         """What a head that streams and one that does not may read, where such a share of a layer's heads streams."""
         if allowance.tokens is not None:
-            return replace(allowance, tokens=max(1, round(self.narrow * allowance.tokens))), allowance
+            return replace(allowance, tokens=self.narrowed(allowance.tokens)), allowance
         density = 1.0 if allowance.density is None else allowance.density
         wide = min(1.0, density / (streaming * self.narrow + 1 - streaming))
         thin = (density - (1 - streaming) * wide) / streaming if streaming else wide
         return replace(allowance, density=min(1.0, thin)), replace(allowance, density=wide)
 
 
-def streaming_heads(system: Any, calibration: Calibration, share: float, width: float) -> Prepared:
+def streaming_heads(
+    system: Any,
+    calibration: Calibration,
+    share: float,
+    width: float,
+    first: Callable[[torch.Tensor], torch.Tensor],
+) -> Prepared:
     """The key heads of a model that lose least attention when they read first and recent keys only.
 
     Args:
@@ -122,6 +169,7 @@ def streaming_heads(system: Any, calibration: Calibration, share: float, width: 
         calibration: The text.
         share: Share of the key heads of all layers together that stream.
         width: Keys that a streaming head reads, as a share of the text.
+        first: How many of so many keys are first ones.
 
     Returns:
         Bool [kv_heads] by layer.
@@ -131,7 +179,7 @@ def streaming_heads(system: Any, calibration: Calibration, share: float, width: 
     from sparsebench.adapters.attention._pages import LostMass
     from sparsebench.adapters.passes import read
 
-    observer = LostMass(system.policy, max(2, round(width * calibration.length)))
+    observer = LostMass(system.policy, max(2, round(width * calibration.length)), first)
     with system.acting(decode=False, prefix_invariant=True, policy=observer):
         read(system, calibration)
     lost = torch.stack([observer.sums[layer] for layer in sorted(observer.sums)])

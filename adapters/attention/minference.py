@@ -39,7 +39,7 @@ class MInference(AttentionAdapter):
         family="attention",
         title="MInference",
         summary="In prefill each head has that of three patterns (vertical-slash, block-sparse, A-shape) whose output "
-        "is nearest to the dense one on a calibration text, at equal density.",
+        "is nearest to the dense one on a calibration text, at the same budget.",
         paper=Paper(
             title="MInference 1.0: Accelerating Pre-filling for Long-Context LLMs via Dynamic Sparse Attention",
             authors="Huiqiang Jiang and Yucheng Li and Chengruidong Zhang and Qianhui Wu and Xufang Luo and others",
@@ -58,7 +58,8 @@ class MInference(AttentionAdapter):
         nearest="vertical-slash",
         differs="lets a search give each head one of three patterns",
         deviations=(
-            "patterns are compared at the budget of the cell; the paper also searches their sizes at equal FLOPs",
+            "patterns are compared at the budget of the cell, a ratio at equal density; a number of tokens is each "
+            "pattern's own, and their densities differ; the paper also searches their sizes at equal FLOPs",
             "the index is charged as if every head had the pattern whose index is dearest",
             "patterns as in vertical-slash, block-topk and a-shape, with what those say of themselves",
         ),

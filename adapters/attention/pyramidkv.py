@@ -15,6 +15,7 @@ class PyramidKV(SnapKV):
 
     card: ClassVar[MethodCard] = MethodCard(
         id="pyramidkv",
+        version=2,
         family="attention",
         title="PyramidKV",
         summary="SnapKV's scores, with budgets that fall from layer to layer: lower ones attend widely, upper ones to "
@@ -37,6 +38,7 @@ class PyramidKV(SnapKV):
         deviations=(
             "scores are SnapKV's, averaged over the heads of a group and over neighbours",
             "the first layer's budget is cut at the prompt's length, and the others' rise so that the mean stays",
+            "where windows differ between layers, each kind has a pyramid and a mean of its own",
             "`scaled` leaves the last keys no more than half of a budget; `paper` always keeps all of them",
         ),
     )

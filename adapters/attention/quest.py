@@ -44,7 +44,8 @@ class Quest(AttentionAdapter):
         differs="bounds the scores of a page from two vectors instead of knowing the attention it receives",
         deviations=(
             "the page of the query's own key is always read, as in the released kernel, and counts in the budget",
-            "a ratio is met over all layers, the dense first two included: the others read less than it says",
+            "a ratio is met over all layers, the dense first two included: the others read less than it says; layers "
+            "count alike, so that a model with windows in some of them realises another ratio",
             "models of fewer than 16 layers have one dense layer in eight, rounded down",
         ),
     )
@@ -67,6 +68,10 @@ class Quest(AttentionAdapter):
         pages = sum(pages_seen(position, window, self.page) for position in range(start, start + count))
         vectors = 2.0 * pages * shape.head_dim
         return 2 * vectors * shape.heads, vectors * shape.kv_heads * shape.bytes_per_entry
+
+    def index_held(self, shape: ModelShape, length: int, window: int | None) -> float:
+        """Both vectors of each page that the last query sees."""
+        return 2.0 * pages_seen(length - 1, window, self.page) * shape.kv_heads * shape.head_dim * shape.bytes_per_entry
 
     def select(self, view: AttentionView, allowance: Allowance, prepared: Prepared) -> Selection:
         """See `AttentionAdapter.select`."""

@@ -49,6 +49,7 @@ class ShadowKV(PromptAdapter):
             "the rank is a share of the width of all keys of a layer: 160 of 1,024, as in the paper's models",
             "outlying and local chunks and decoded tokens are part of a budget",
             "`scaled` has fewer outlying chunks below 32,768 tokens, in proportion",
+            "sparsity 0 is not dense: keys of the prompt are rebuilt at every budget, exactly only at rank 1",
         ),
     )
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from sparsebench.adapters.attention._cache import CacheAdapter
 from sparsebench.adapters.attention.base import Setting
 from sparsebench.adapters.card import MethodCard, Paper
 from sparsebench.cost import ModelShape
+from sparsebench.errors import FieldError
 
 if TYPE_CHECKING:
     import torch
@@ -56,6 +57,13 @@ class SnapKV(CacheAdapter):
     kernel: int = Field(5, ge=1)
     """Neighbouring keys whose scores are averaged; odd."""
     setting: Setting = "scaled"
+
+    @field_validator("kernel")
+    @classmethod
+    def _odd(cls, kernel: int) -> int:
+        if kernel % 2 == 0:
+            raise FieldError("an even number of neighbours has no key in its middle; take an odd one")
+        return kernel
 
     def scoring(self, shape: ModelShape, length: int, window: int | None) -> tuple[float, float]:
         """Scores of the last queries over all keys."""

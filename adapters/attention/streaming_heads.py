@@ -25,11 +25,17 @@ if TYPE_CHECKING:
     from sparsebench.engine.attention import AttentionView
 
 
+def first_keys(counts: torch.Tensor) -> torch.Tensor:
+    """First keys among the `counts` that a streaming head reads in prefill, int64 of the same shape."""
+    return (counts / 65).ceil().long()
+
+
 class StreamingHeads(AttentionAdapter):
     """LServe's prefill: heads that need little of the text read only its beginning and what is near."""
 
     card: ClassVar[MethodCard] = MethodCard(
         id="streaming-heads",
+        version=2,
         family="attention",
         title="Streaming heads",
         summary="In prefill half of the key heads, those that lose least by it, read first and recent keys; the others "
@@ -66,7 +72,7 @@ class StreamingHeads(AttentionAdapter):
         """Which key heads stream, bool [kv_heads], by layer."""
         if calibration is None:
             raise InputError("streaming-heads reads a calibration text", "name one in the suite: calibration: ...")
-        return streaming_heads(system, calibration, self.streaming, 8_320 / PAPER_LENGTH)
+        return streaming_heads(system, calibration, self.streaming, 8_320 / PAPER_LENGTH, first_keys)
 
     def select(self, view: AttentionView, allowance: Allowance, prepared: Prepared) -> Selection:
         """See `AttentionAdapter.select`."""
@@ -74,7 +80,7 @@ class StreamingHeads(AttentionAdapter):
 
         counts = allowance.counts(view)
         streams: torch.Tensor = prepared.state[view.layer]
-        return SomeHeads(streams, sink_and_recent(view, counts, (counts / 65).ceil().long()))
+        return SomeHeads(streams, sink_and_recent(view, counts, first_keys(counts)))
 
     def _share(self, shape: ModelShape, span: tuple[int, int], budget: Budget | None, whole: frozenset[int]) -> float:
         return 1 - self.streaming * (1 - super()._share(shape, span, budget, whole))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from sparsebench.adapters.attention.base import AttentionAdapter
 from sparsebench.adapters.card import MethodCard, Paper
 from sparsebench.cost import ModelShape
+from sparsebench.errors import InputError
 
 if TYPE_CHECKING:
     import torch
@@ -54,6 +55,15 @@ class XAttention(AttentionAdapter):
     """Queries and keys of a block; a multiple of the stride."""
     stride: int = Field(8, ge=1)
     """Queries and keys whose antidiagonal is one estimate."""
+
+    @model_validator(mode="after")
+    def _whole_strides(self) -> Self:
+        if self.block % self.stride:
+            raise InputError(
+                f"xattention: a block of {self.block} is no whole number of strides of {self.stride}",
+                "make block a multiple of stride",
+            )
+        return self
 
     def index(self, shape: ModelShape, start: int, count: int, window: int | None) -> tuple[float, float]:
         """One product of `stride` concatenated vectors for each pair of strides."""

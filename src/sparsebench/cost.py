@@ -134,7 +134,7 @@ class Cost:
         correction: FLOPs of repairing what sparsity did (a dense pass now and then).
         bytes_weights: Bytes of weights read.
         bytes_kv_read: Bytes of keys and values read, with what an index reads.
-        bytes_kv_resident: Bytes of keys and values held at the end.
+        bytes_kv_resident: Bytes of keys and values held at the end, with what an index keeps of them.
     """
 
     linear: float = 0.0

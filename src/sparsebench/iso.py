@@ -135,7 +135,7 @@ def kernel(adapter: Adapter, budget: Budget | None, phase: Phase, batch: int = 1
     | left out | prefill | decode |
     | --- | --- | --- |
     | keys, in blocks, in fixed bands, or what can be executed | block-sparse attention | gathered keys |
-    | other keys | none | gathered keys |
+    | other keys | none | gathered keys, where the method can be executed |
     | weights, in whole matrices, heads or channels | smaller matrices | the same |
     | weights, 2:4 | sparse tensor cores | none: memory bounds it |
     | activations | none | columns of the weights, at batch 1 |
@@ -143,10 +143,10 @@ def kernel(adapter: Adapter, budget: Budget | None, phase: Phase, batch: int = 1
     """
     card = adapter.card
     if card.family == "attention":
-        if phase == "decode":
-            return "gathered keys and values"
-        bands = card.adaptivity == "static" and card.role != "control"
         executed = phase in getattr(adapter, "executes", ())
+        if phase == "decode":
+            return "gathered keys and values" if executed else None
+        bands = card.adaptivity == "static" and card.role != "control"
         return "block-sparse attention" if card.unit in _TILES or bands or executed else None
     if card.family == "activation":
         return "columns of the weights" if phase == "decode" and batch == 1 else None
@@ -185,8 +185,9 @@ def preparation(system: Any, adapter: Adapter, calibration: CalibrationSize | No
 def amount(system: Any, costs: PhaseCosts, kind: str, request: IsoRequest) -> float:
     """What a target is a share of.
 
-    `flops`: of the phase; `bytes`: read in the phase; `kv_bytes`: keys and values held when the answer ends;
-    `active_params`: weights that one token of the phase is multiplied with, the LM head's among them.
+    `flops`: of the phase; `bytes`: read in the phase, of keys a lower bound where the query heads of a group choose for
+    themselves (see `AttentionAdapter.cost`); `kv_bytes`: keys, values and what an index keeps of them, held when the
+    answer ends; `active_params`: weights that one token of the phase is multiplied with, the LM head's among them.
 
     Raises:
         InputError: The request has no such phase.
@@ -246,6 +247,19 @@ def own_kind(adapter: Adapter) -> BudgetKind:
     )
 
 
+def _bits_taken(adapter: Adapter) -> list[int]:
+    """Bits that a method stores weights in, the most first: not every number has a grid."""
+
+    def takes(bits: int) -> bool:
+        try:
+            adapter.check_budget(Budget("bits", bits))
+        except InputError:
+            return False
+        return True
+
+    return [bits for bits in range(_MOST_BITS, 0, -1) if takes(bits)]
+
+
 def solve(
     system: Any,
     stack: Members,
@@ -271,15 +285,15 @@ def solve(
     """
     adapter = stack[free][0]
     kind = own_kind(adapter)
-    count = {"sparsity": int(LARGEST_SPARSITY * _STEPS), "bits": _MOST_BITS - 1}.get(kind, 0)
     length = request.prompt + request.answer
-    count = count or length - 1
+    bits = _bits_taken(adapter) if kind == "bits" else []
+    count = {"sparsity": int(LARGEST_SPARSITY * _STEPS), "bits": len(bits) - 1}.get(kind, length - 1)
 
     def budget(step: int) -> Budget:
         """Budgets from dense to sparse."""
         if kind == "sparsity":
             return Budget(kind, step / _STEPS)
-        return Budget(kind, (_MOST_BITS if kind == "bits" else length) - step)
+        return Budget(kind, bits[step] if kind == "bits" else length - step)
 
     known: dict[int, float] = {}
 

@@ -367,6 +367,21 @@ def test_predicted_cost_is_the_counted_one(name, systems):
         assert predicted.decode.bytes_kv_resident < dense.decode.bytes_kv_resident
 
 
+@pytest.mark.parametrize("budget", [{"sparsity": 0.5}, {"tokens": 64}])
+def test_predicted_cost_of_lserve_is_the_counted_one(budget, systems):
+    """Pages of 8 keys, half of the heads streaming: each reads what its rule says, and no more is predicted."""
+    system, (ids, prompt) = systems("llama"), (random_ids(440), 400)
+    knobs = {**budget, "page": 8, "part": 4, "narrow": 0.25}
+    chosen = create("lserve", **knobs)
+    system.counters.reset()
+    with on(system, ("lserve", knobs)):
+        score(system, [Scored(ids, 440 - prompt + 1, prompt)])
+    predicted = chosen.adapter.cost(system, Request(prompt, 439 - prompt), chosen.budget)
+    sums, shape = system.counters.sums, system.shape
+    assert predicted.decode.attention == pytest.approx(sums["decode.attention.kept"] * shape.pair_flops, rel=0.05)
+    assert predicted.decode.index == pytest.approx(sums["decode.attention.index_flops"])
+
+
 @pytest.mark.parametrize("name", ALL)
 def test_exit_gives_the_system_back(name, systems):
     system = systems("llama")
@@ -530,6 +545,24 @@ def test_pyramidkv_falls_linearly_and_keeps_the_mean():
     wide = [method.share_of_layer(800, 1000, layer, 30) for layer in range(30)]
     assert max(wide) <= 1000 and sum(wide) == 30 * 800, "the first layers are whole, the others have the rest"
     assert [method.share_of_layer(1000, 1000, layer, 30) for layer in range(30)] == [1000] * 30
+
+
+@pytest.mark.parametrize("windows", [(24, None) * 3, (24, 24, 24, 24, 24, None), (None, None, None, 24, 24, 24)])
+def test_pyramidkv_keeps_the_mean_among_layers_of_each_window(windows):
+    shape = replace(views.shape_of(layers=len(windows)), windows=windows)
+    policy = policy_of("pyramidkv", shape, sparsity=0.5, queries=4)
+    kept: dict[int | None, list[int]] = {}
+    for layer, window in enumerate(windows):
+        prefill, decode = phases(whole_view([(200, 1)], layer=layer, window=window), [(200, 1)])
+        policy.attend(prefill)
+        kept.setdefault(window, []).append(int(policy.selector.stack(decode).keys[0, 0].sum()))
+    for window, counts in kept.items():
+        assert sum(counts) / len(counts) == (100 if window is None else 11)
+        assert counts == sorted(counts, reverse=True)
+    chosen = create("pyramidkv", sparsity=0.5, queries=4)
+    predicted = chosen.adapter.cost(SimpleNamespace(shape=shape), Request(200, 1), chosen.budget).decode
+    held = sum(map(sum, kept.values())) + len(windows)  # and the decoded key in each layer
+    assert predicted.bytes_kv_read == pytest.approx(held * shape.kv_heads * shape.key_bytes)
 
 
 def test_random_eviction_depends_on_seed_layer_and_head_only():
@@ -768,10 +801,15 @@ def test_lserve_meets_a_share_with_streaming_and_other_heads():
         assert density == pytest.approx(1 - sparsity, abs=0.02)
 
 
-def test_heads_that_lose_least_stream(systems):
+@pytest.mark.parametrize(
+    ("name", "knobs", "first"),
+    [("lserve", {"sparsity": 0.5, "narrow": 0.25}, 3), ("streaming-heads", {"tokens": 9}, 1)],
+)
+def test_heads_that_lose_least_stream(name, knobs, first, systems):
+    """Ten keys of a text of forty: of them a third are first ones in LServe's decode, one in 65 in its prefill."""
     system = systems("llama")
     text = Calibration("random", np.array([random_ids(40, seed) for seed in range(3)]))
-    prepared = create("lserve", sparsity=0.5, narrow=0.25).adapter.prepare(system, text)
+    prepared = create(name, **knobs).adapter.prepare(system, text)
     lost: dict[int, torch.Tensor] = {}
 
     class Watch:
@@ -781,7 +819,7 @@ def test_heads_that_lose_least_stream(systems):
                 logits = view.key[row, head // 2, : query + 1] @ view.query[row, head, query] * view.scaling
                 weights[head, query, : query + 1] += torch.softmax(logits, dim=-1)
             at, keys = torch.arange(40)[:, None], torch.arange(40)
-            near = (keys < 3) | (keys > at - 7)
+            near = (keys < first) | (keys > at - 10 + first)
             lost[view.layer] = lost.get(view.layer, 0) + (weights * ~near).sum(dim=(1, 2)).unflatten(0, (2, 2)).sum(
                 dim=1
             )

@@ -498,6 +498,13 @@ def test_double_sparsity_scores_over_its_channels_only():
         ("streaming-llm", {"phase": "training"}, "phase"),
         ("xattention", {"sparsity": 0.5}, "coverage"),
         ("anchor-attention", {"sparsity": 0.5}, "no budget"),
+        ("xattention", {"stride": 5}, "multiple of stride"),
+        ("xattention", {"stride": 64}, "multiple of stride"),
+        ("lserve", {"part": 16, "page": 8}, "multiple of part"),
+        ("lserve", {"part": 12, "page": 32}, "multiple of part"),
+        ("lserve", {"every": 33, "page": 32}, "at most page"),
+        ("snapkv", {"kernel": 6}, "odd"),
+        ("pyramidkv", {"kernel": 2}, "odd"),
     ],
 )
 def test_bad_knobs_and_budgets_say_what_is_right(name, knobs, message):

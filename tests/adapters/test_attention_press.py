@@ -167,6 +167,17 @@ def test_windows_and_plain_calls_with_padding(library: None) -> None:
             assert torch.allclose(together[row], alone, atol=1e-4)
 
 
+def test_in_a_window_a_budget_is_what_stays_within_it(library: None) -> None:
+    """The stand-in keeps the first keys, so that it must keep most of a prompt for some to lie in the window."""
+    system = models.tiny_system("gemma3")
+    masks = held(system, press="FirstPress", sparsity=0.8)
+    for place, mask in enumerate(masks):  # layer after layer, in each all prompts
+        length = mask.shape[1]
+        available = length if system.shape.windows[place // len(REQUESTS)] is None else min(length, 23)
+        assert not mask[:, : length - available].any()
+        assert mask.sum(dim=1).tolist() == [max(1, int(0.2 * available))] * len(mask)
+
+
 def test_generation_goes_on_from_what_was_kept(library: None) -> None:
     system = models.tiny_system("llama")
     prompts = [Prompt(random_ids(n, n), n - 1, (), 6, frozenset()) for n in (30, 17)]

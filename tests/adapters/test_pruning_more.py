@@ -366,7 +366,7 @@ NEEDY = [card.id for card in cards("pruning") if card.needs]
 
 def test_methods_that_need_something_are_listed() -> None:
     assert NEEDY == [
-        "flash-llm", "gmp", "hesso", "intel-sparse", "loraprune", "pat", "sms", "turbo-vbi", "wgsef",
+        "flash-llm", "gmp", "hesso", "intel-sparse", "llm-pruner", "loraprune", "pat", "sms", "turbo-vbi", "wgsef",
     ]  # fmt: skip
 
 

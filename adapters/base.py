@@ -138,6 +138,20 @@ class Adapter(BaseModel, ABC):
             raise InputError(f"{cls.card.id}: knob {where}={first.get('input')!r}: {first['msg']}") from None
 
 
+def check_together(cards: Sequence[MethodCard]) -> None:
+    """Refuse a stack whose counts would be wrong.
+
+    Raises:
+        InputError: Two activation methods: each counts the zeros that it meets, the other's among them.
+    """
+    several = [card.id for card in cards if card.family == "activation"]
+    if len(several) > 1:
+        raise InputError(
+            f"{' and '.join(several)} in one stack: zeros that both make would be counted twice",
+            "take one activation method, and others of pruning or attention beside it",
+        )
+
+
 @dataclass(frozen=True)
 class Sparsity:
     """An adapter at a budget: one member of a stack.

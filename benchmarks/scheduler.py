@@ -184,7 +184,7 @@ def simulate(work: Work, workers: int, load: float) -> Simulated:
         done = last[index]
         for cell in done.cells if done is not None else ():
             schedule.pace.learn(kind_of(cell), predicted(cell), work.seconds[cell.id])
-            schedule.pace.learn_preparing(done.methods, work.prepare[cell.id])
+            schedule.pace.learn_preparing(done, work.prepare[cell.id])
         began = time.perf_counter()
         group = schedule.take(last[index])
         took = time.perf_counter() - began

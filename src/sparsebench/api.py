@@ -8,7 +8,7 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sparsebench.adapters.base import Sparsity
+from sparsebench.adapters.base import Sparsity, check_together
 from sparsebench.errors import InputError
 from sparsebench.planned_cell import PlannedCell, cell_of_stack
 from sparsebench.records import SystemSpec
@@ -107,6 +107,8 @@ def evaluate(
 
 
 def _check(stacks: list[list[Sparsity]]) -> None:
+    for stack in stacks:
+        check_together([member.adapter.card for member in stack])
     for member in (member for stack in stacks for member in stack):
         card = member.adapter.card
         if "causal-lm" not in member.adapter.accepts:

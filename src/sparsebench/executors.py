@@ -220,7 +220,7 @@ def pool(
                     if done.status == "ok" and done.seconds:  # none where another run had stored it
                         with lock:
                             schedule.pace.learn(kind_of(cell), predicted(cell), done.seconds)
-                            schedule.pace.learn_preparing(group.methods, done.prepare_seconds)
+                            schedule.pace.learn_preparing(group, done.prepare_seconds)
                     said(done)
                     if stop.asked:
                         worker.kill()  # nothing is lost but what it has just begun

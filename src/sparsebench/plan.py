@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from sparsebench import adapters
-from sparsebench.adapters.base import Sparsity
+from sparsebench.adapters.base import Sparsity, check_together
 from sparsebench.baselines import paired
 from sparsebench.budget import Budget
 from sparsebench.errors import InputError, MissingError, UnknownNameError
@@ -189,7 +189,7 @@ def _grid_cells(
             bound = _bound(tasks, task.task, wanted, name, system)
             for stack in entry.stacks():
                 _check_accepted(grid, stack, system)
-                _check_alone(grid, stack)
+                _check_together(grid, stack)
                 for seed in entry.seeds:
                     calibration = _calibration(suite, grid, calibrations, name, system) if _calibrated(stack) else None
                     made.append(
@@ -250,14 +250,11 @@ def _check_accepted(grid: Grid, stack: list[Member], system: _ResolvedSystem) ->
             )
 
 
-def _check_alone(grid: Grid, stack: list[Member]) -> None:
-    """Methods whose counts would be added up where they act on the same numbers."""
-    several = [m.method for m in stack if adapters.get(m.method).card.family == "activation"]
-    if len(several) > 1:
-        raise InputError(
-            f"grid {grid.name}: {' and '.join(several)} in one stack: zeros that both make would be counted twice",
-            "take one activation method, and others of pruning or attention beside it",
-        )
+def _check_together(grid: Grid, stack: list[Member]) -> None:
+    try:
+        check_together([adapters.get(member.method).card for member in stack])
+    except InputError as error:
+        raise InputError(f"grid {grid.name}: {error.message}", error.hint) from None
 
 
 def _family(methods: list[MethodEntry]) -> str:

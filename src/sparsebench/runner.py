@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from sparsebench.tasks.base import BoundTask, TaskResult
 
 
-LIBRARY = re.compile(r"[/\\\\](torch|transformers|numpy|scipy|pandas|lm_eval)[/\\\\]")
+LIBRARY = re.compile(r"[/\\](torch|transformers|numpy|scipy|pandas|lm_eval)[/\\]")
 """Paths of code that only passes on what a method gave it."""
 PATIENCE = 0.5
 """Seconds between two looks at cells that another run has in hand."""

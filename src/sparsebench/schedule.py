@@ -25,7 +25,7 @@ class Pace:
     def __init__(self) -> None:
         self._seconds: dict[Kind, float] = defaultdict(float)
         self._flops: dict[Kind, float] = defaultdict(float)
-        self._preparing: dict[str, float] = {}
+        self._preparing: dict[tuple[str, str], float] = {}
 
     def learn(self, kind: Kind, flops: float, seconds: float) -> None:
         """Take note of a cell that is done."""
@@ -33,13 +33,14 @@ class Pace:
             self._seconds[known] += seconds
             self._flops[known] += flops
 
-    def learn_preparing(self, methods: str, seconds: float) -> None:
-        """Take note of what preparing methods for a group has taken."""
-        self._preparing[methods] = max(seconds, self._preparing.get(methods, 0.0))
+    def learn_preparing(self, group: Work, seconds: float) -> None:
+        """Take note of what preparing a group's methods on its system has taken."""
+        key = (group.system, group.methods)
+        self._preparing[key] = max(seconds, self._preparing.get(key, 0.0))
 
-    def preparing(self, methods: str) -> float | None:
-        """Seconds that preparing methods takes; None where nobody knows."""
-        return self._preparing.get(methods)
+    def preparing(self, group: Work) -> float | None:
+        """Seconds that preparing a group's methods takes; None where nobody knows."""
+        return self._preparing.get((group.system, group.methods))
 
     def knows(self, kind: Kind) -> bool:
         """Whether a cell of that kind is done."""
@@ -224,12 +225,12 @@ class Schedule(Generic[W]):
     def _worth(self, group: W) -> bool:
         if not group.stack:
             return True
-        preparing = self.pace.preparing(group.methods)
+        preparing = self.pace.preparing(group)
         return preparing is not None and 2 * preparing < self.pace.seconds(group.work)
 
     def _late(self, group: W) -> bool:
         """Whether the worker that has prepared it will be done before another one has."""
-        preparing = self.pace.preparing(group.methods)
+        preparing = self.pace.preparing(group)
         return bool(group.stack) and preparing is not None and preparing >= self.pace.seconds(group.work)
 
     def _shared(self, batch: _Batch[W]) -> bool:

@@ -161,3 +161,9 @@ def test_create():
 def test_a_method_without_a_budget_is_no_method(story, tasks):
     with pytest.raises(InputError, match="'wanda' is no method at a budget"):
         sparsebench.evaluate(*story, tasks, methods=["wanda"], limit=2)
+
+
+def test_two_activation_methods_are_not_stacked(story, tasks):
+    both = [adapters.create("random-activations", sparsity=0.5), adapters.create("griffin", sparsity=0.5)]
+    with pytest.raises(InputError, match="random-activations and griffin in one stack"):
+        sparsebench.evaluate(*story, tasks, methods=[both], limit=2)

@@ -177,7 +177,7 @@ def test_what_one_worker_has_prepared_is_left_to_it_unless_that_takes_too_long()
         for c in cells:
             schedule.pace.learn(kind_of(c), predicted(c), 1.0)
             if preparing is not None:
-                schedule.pace.learn_preparing(groups([c])[0].methods, preparing)
+                schedule.pace.learn_preparing(groups([c])[0], preparing)
         return schedule
 
     for preparing in (None, 20.0):

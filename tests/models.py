@@ -88,6 +88,27 @@ PLAIN: dict[str, Callable[[], Any]] = {
     ),
 }
 """Architectures that cannot run in packed rows."""
+MIXTURES: dict[str, Callable[[], Any]] = {
+    # gated experts, gate and up in one tensor
+    "mixtral": lambda: hf.MixtralConfig(**GROUPED, num_local_experts=4, num_experts_per_tok=2),
+    # many small experts, norms on queries and keys
+    "olmoe": lambda: hf.OlmoeConfig(**{**GROUPED, "intermediate_size": 32}, num_experts=8, num_experts_per_tok=2),
+    # experts in every second block, heads wider than the model
+    "qwen3_moe": lambda: hf.Qwen3MoeConfig(
+        **GROUPED, head_dim=16, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=32, decoder_sparse_step=2
+    ),
+    # [experts, in, out], gate and up interleaved, biases, learned sinks
+    "gpt_oss": lambda: hf.GptOssConfig(**GROUPED, head_dim=16, num_local_experts=4, num_experts_per_tok=2),
+    # latent attention with narrower values, a dense first layer, a shared expert
+    "deepseek_v3": lambda: hf.DeepseekV3Config(
+        **{**GROUPED, "num_key_value_heads": 4},
+        **{"q_lora_rank": 16, "kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 12},
+        **{"n_routed_experts": 4, "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1},
+        moe_intermediate_size=32,
+        first_k_dense_replace=1,
+    ),
+}
+"""Mixtures of experts."""
 WINDOWED = ["sliding_attention", "full_attention", "sliding_attention"]
 
 
@@ -96,7 +117,7 @@ def tiny_model(name: str = "llama", seed: int = 0, dtype: torch.dtype = torch.fl
     state = torch.random.get_rng_state()
     torch.manual_seed(seed)
     try:
-        model = hf.AutoModelForCausalLM.from_config({**ARCHITECTURES, **PLAIN}[name]())
+        model = hf.AutoModelForCausalLM.from_config({**ARCHITECTURES, **PLAIN, **MIXTURES}[name]())
         with torch.no_grad():
             for parameter in model.parameters():
                 if parameter.ndim == 1:

@@ -16,6 +16,7 @@ from sparsebench.account import Counted, WeightStorage, account
 from sparsebench.cost import Cost, ModelShape, Request, dense_cost, window_pairs
 from sparsebench.errors import InputError
 from sparsebench.systems.causal_lm import CausalLM
+from sparsebench.systems.weights import out_of_reach
 
 SMOL = ModelShape(
     hidden=576,
@@ -83,29 +84,26 @@ def test_experts_count_those_that_run():
     assert many == 2 * (shape.stored_params + shape.head_params)
 
 
-EXPERTS = {
-    "mixtral": lambda: hf.MixtralConfig(**models.GROUPED, num_local_experts=4, num_experts_per_tok=2),
-    "gpt_oss": lambda: hf.GptOssConfig(**models.GROUPED, head_dim=16, num_local_experts=4, num_experts_per_tok=2),
-    # latent attention with narrower values, a dense first layer, a shared expert
-    "deepseek_v3": lambda: hf.DeepseekV3Config(
-        **{**models.GROUPED, "num_key_value_heads": 4},
-        **{"q_lora_rank": 16, "kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 12},
-        **{"n_routed_experts": 4, "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1},
-        moe_intermediate_size=32,
-        first_k_dense_replace=1,
-    ),
-}
-
-
-@pytest.mark.parametrize("name", EXPERTS)
+@pytest.mark.parametrize("name", models.MIXTURES)
 def test_flops_of_experts_are_those_of_pytorchs_counter(name):
-    model = hf.AutoModelForCausalLM.from_config(EXPERTS[name]())
-    model.set_experts_implementation("eager")  # the counter does not know the grouped product
-    system = CausalLM(model, models.tiny_tokenizer())
+    system = models.tiny_system(name)
+    system.model.set_experts_implementation("eager")  # the counter does not know the grouped product
     shape = replace(system.shape, windows=(None,) * 3)
     prefill = dense_cost(shape, Request(40, 0, batch=2)).prefill
-    counted = counted_flops(model, torch.randint(0, 256, (2, 40)))
+    counted = counted_flops(system.model, torch.randint(0, 256, (2, 40)))
     assert counted == pytest.approx(prefill.linear + prefill.head + prefill.attention * 80 / 41, rel=1e-12)
+
+
+def test_experts_whose_form_is_not_known_have_no_cost():
+    """Those of DBRX lie below one another in one matrix, and a token runs through some of its rows."""
+    config = hf.DbrxConfig(d_model=48, n_heads=4, n_layers=2, vocab_size=260, max_seq_len=128)
+    config.attn_config.rope_theta = 10000.0  # read by the model, and missing in its configuration
+    with torch.device("meta"):
+        model = hf.AutoModelForCausalLM.from_config(config)
+    system = CausalLM(model, models.tiny_tokenizer(), fingerprint="none")
+    with pytest.raises(InputError, match="one matrix"):
+        _ = system.shape
+    assert len(out_of_reach(system)) == 2 * 3
 
 
 def test_shape_reads_windows_and_grouped_heads():

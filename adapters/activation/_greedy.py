@@ -11,6 +11,7 @@ import torch
 from sparsebench.adapters.activation._masking import Masking
 from sparsebench.adapters.activation.base import hooked
 from sparsebench.adapters.passes import attending, block_calls
+from sparsebench.errors import InputError
 
 if TYPE_CHECKING:
     from sparsebench.adapters.activation.base import ActivationAdapter, ActivationState, Site
@@ -37,7 +38,12 @@ def allocate(
     Each step makes that site sparser which then changes the output of the block least. Blocks are fed by the dense
     blocks before them. The text is read as a prompt: for a method that acts in decode alone its last half, as in the
     paper, stands for what is decoded.
+
+    Raises:
+        InputError: The model has experts, of which each token would leave out others.
     """
+    if system.experts:
+        raise InputError(f"{adapter.card.id} does not search for the sparsity of experts", "set allocation: uniform")
     if adapter.scope == "decode":
         adapter = adapter.model_copy(update={"scope": "last-half"})
     sites = adapter.sites(system)

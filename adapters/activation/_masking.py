@@ -10,6 +10,9 @@ import torch
 
 from sparsebench.adapters.activation._tokens import Tokens, positions_of_call
 from sparsebench.adapters.selection import zeros
+from sparsebench.cost import active_share
+from sparsebench.engine.transfer import Copies
+from sparsebench.systems.experts import ExpertLinear
 
 if TYPE_CHECKING:
     from sparsebench.adapters.activation.base import ActivationAdapter, ActivationState, Site
@@ -25,9 +28,9 @@ class Masking:
 
     Counted are, for each phase, of the tokens in scope: entries (`activation.total`), those that are zero
     (`activation.zeros`) and those that were zero already (`activation.zeros_before`), each weighted by the
-    multiply-adds that it saves; and of all tokens the multiply-adds of all linear layers (`activation.linear`), in
-    scope or not. Where a method adds work of its own for a token in scope, that is counted (`activation.added`) and
-    taken off what its zeros save.
+    multiply-adds that it saves; and of all tokens the multiply-adds of all linear layers, of experts those that run
+    (`activation.linear`), in scope or not. Where a method adds work of its own for a token in scope, that is counted
+    (`activation.added`) and taken off what its zeros save.
 
     Args:
         adapter: The method.
@@ -59,11 +62,13 @@ class Masking:
         self.counting = counting
         self.work: dict[str, int] = {}
         """Multiply-adds that the method does for each token in scope beside a layer's own, by site."""
-        self.first = sites[0].name if sites else ""
-        self.linear = sum(site.weight.numel() for site in system.linears)
+        # An expert sees but some of the tokens.
+        self.first = next((site.name for site in sites if not isinstance(site.module, ExpertLinear)), "")
+        self.linear = round(sum(site.weight.numel() * active_share(system, site) for site in system.linears))
         self._flow: Flow | None = None
-        self._of_flow: Tokens | None = None
-        self._of_call: Tokens | None = None
+        self._of_flow: Copies[Tokens] | None = None
+        self._of_call: Copies[Tokens] | None = None
+        self._all: Copies[Tokens] | None = None
         self._last: tuple[torch.Tensor, torch.Tensor, dict[str, Counted]] | None = None
 
     def set_level(self, name: str, level: float) -> None:
@@ -80,7 +85,7 @@ class Masking:
             ids = args[0] if args else options.get("input_ids")
             ids = options.get("inputs_embeds") if ids is None else ids
             if isinstance(ids, torch.Tensor):
-                self._of_call = Tokens.of_call(positions_of_call(ids, options), self.adapter.scope)
+                self._of_call = _copies(Tokens.of_call(positions_of_call(ids, options), self.adapter.scope))
 
         # Some architectures go past their base model; calibration passes call nothing else.
         model = self.system.model
@@ -90,10 +95,10 @@ class Masking:
         finally:
             for handle in handles:
                 handle.remove()
-            self._last = self._flow = self._of_flow = self._of_call = None
+            self._last = self._flow = self._of_flow = self._of_call = self._all = None
 
     def __call__(self, site: Site, x: torch.Tensor) -> torch.Tensor | None:
-        tokens = self.tokens(x)
+        tokens = self._seen_by(site, x)
         if not self.counting:
             return self._masked(site, x, tokens) if tokens.anyone else None
         if site.name == self.first:
@@ -113,19 +118,29 @@ class Masking:
             self.system.counters.add(f"{phase}.activation.zeros_before", before * site.saved)
         return masked
 
-    def tokens(self, x: torch.Tensor) -> Tokens:
-        """The tokens of the running pass."""
+    def _seen_by(self, site: Site, x: torch.Tensor) -> Tokens:
+        """The tokens that a site sees: those of the running pass, or of an expert those that are routed to it."""
+        if isinstance(site.module, ExpertLinear):
+            if self._all is None:
+                raise RuntimeError(f"{site.name} ran before any layer that sees all tokens")
+            return self._all[x.device].at(site.module.places)
+        self._all = self.tokens(x)
+        return self._all[x.device]
+
+    def tokens(self, x: torch.Tensor) -> Copies[Tokens]:
+        """The tokens of the running pass, by device; the same object for all sites."""
         flow = self.system.flow
         if flow is not None:
             if flow is not self._flow:
-                self._flow, self._of_flow = flow, Tokens.of_flow(flow, self.adapter.scope)
+                found = Tokens.of_flow(flow, self.adapter.scope)
+                self._flow, self._of_flow = flow, None if found is None else _copies(found)
             if self._of_flow is not None:
                 return self._of_flow
-        if self._of_call is not None and len(self._of_call) == x.shape[:-1].numel():
+        if self._of_call is not None and len(self._of_call.original) == x.shape[:-1].numel():
             return self._of_call
         # A block that is run on its own: its hidden states are [sequences, tokens, channels].
         positions = torch.arange(x.shape[-2], device=x.device).expand(x.shape[:-2].numel(), -1)
-        return Tokens.of_call(positions, self.adapter.scope)
+        return _copies(Tokens.of_call(positions, self.adapter.scope))
 
     def _masked(self, site: Site, x: torch.Tensor, tokens: Tokens) -> torch.Tensor:
         level = self.levels[site.name]
@@ -146,3 +161,7 @@ class Masking:
         return {
             phase: (len(rows) * channels, before[rows].sum(), after[rows].sum()) for phase, rows in tokens.rows.items()
         }
+
+
+def _copies(tokens: Tokens) -> Copies[Tokens]:
+    return Copies(tokens, tokens.decode.device, Tokens.to)

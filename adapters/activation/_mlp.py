@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from sparsebench.errors import InputError
-from sparsebench.systems.weights import stacked
+from sparsebench.systems.weights import out_of_reach
 
 if TYPE_CHECKING:
     from sparsebench.systems.causal_lm import CausalLM, LinearSite
@@ -52,7 +52,7 @@ def mlps(system: CausalLM) -> list[Mlp]:
 
     An MLP is a module that holds an activation function and linear layers of its own. The last of these reads the
     neurons. If two others give as many numbers as there are neurons, or one gives twice as many, the MLP is gated.
-    Stacked experts have no linear layers and are left out.
+    Experts in one tensor are left out: they share one activation function, if they have it as a module at all.
     """
     sites = {id(site.module): site for site in system.linears}
     found = []
@@ -69,17 +69,19 @@ def mlps(system: CausalLM) -> list[Mlp]:
 
 
 def required_mlps(system: CausalLM, method: str) -> list[Mlp]:
-    """`mlps`, at least one.
+    """`mlps`, at least one, of a model all of whose MLPs are such.
 
     Raises:
-        InputError: There is none with an activation function that is a module.
+        InputError: There is none with an activation function that is a module, or there are experts beside them.
     """
+    if system.experts or out_of_reach(system):
+        raise InputError(
+            f"{method} does not look into the experts of {type(system.model).__name__}, which would stay dense",
+            "teal, wina, r-sparse and random-activations mask what experts are fed",
+        )
     found = mlps(system)
     if not found:
-        raise InputError(
-            f"{method} finds no MLP with an activation function in {type(system.model).__name__}",
-            "experts that are stacked in one tensor are not looked into" if stacked(system) else None,
-        )
+        raise InputError(f"{method} finds no MLP with an activation function in {type(system.model).__name__}")
     return found
 
 

@@ -12,6 +12,7 @@ import torch
 from sparsebench.adapters.activation._attention import attentions
 from sparsebench.adapters.activation._mlp import mlps
 from sparsebench.adapters.passes import remembered
+from sparsebench.errors import InputError
 from sparsebench.systems.weights import put, restoring
 
 if TYPE_CHECKING:
@@ -50,7 +51,13 @@ def turn_of(weight: torch.Tensor) -> torch.Tensor:
 
 @contextmanager
 def rotated(system: CausalLM) -> Iterator[None]:
-    """Within the context the layers of each group have the weight W V and are fed V^T x."""
+    """Within the context the layers of each group have the weight W V and are fed V^T x.
+
+    Raises:
+        InputError: The model has experts, each of which would have to turn the inputs in another way.
+    """
+    if system.experts:
+        raise InputError("what experts are fed is not turned", "set transform: false")
     with ExitStack() as contexts:
         found = groups(system)
         turns = remembered(system, "turns", lambda: [turn_of(group.basis.weight.detach()) for group in found])

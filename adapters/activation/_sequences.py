@@ -13,7 +13,7 @@ from sparsebench.adapters.activation._masking import Counted, Masking
 from sparsebench.adapters.activation.base import dropped
 from sparsebench.adapters.selection import smallest
 from sparsebench.engine.flow import Lanes, PackedRows
-from sparsebench.engine.transfer import sent
+from sparsebench.engine.transfer import Copies, sent
 
 if TYPE_CHECKING:
     from sparsebench.adapters.activation._prompt import PromptActivation
@@ -47,7 +47,7 @@ def packed_rows(rows: PackedRows | Lanes, device: torch.device) -> Iterator[Row]
         for place, states in zip(places, rows.states, strict=True):
             yield Row(none, place, states)
         return
-    for batch in rows.batches:
+    for batch in rows.batches[device]:
         positions = batch.positions.cpu().numpy() if batch.known is None else batch.known.positions
         real = (positions >= 0).sum(axis=1).tolist()
         for tokens, count, states in zip(batch.tokens, real, batch.states, strict=True):
@@ -80,8 +80,9 @@ class PromptMasking(Masking):
         state: ActivationState,
     ) -> None:
         super().__init__(adapter, system, sites, levels, state)
-        self._seen: Tokens | None = None
-        self._rows: list[Row] = []
+        self._seen: Copies[Tokens] | None = None
+        self._rows: dict[torch.device, list[Row]] = {}
+        """Rows of the pass, by the device of the layers that see them."""
         self._steps = False
         """Whether the pass is a step of decode: one token for each sequence, in their order."""
         self._plain: list[Memory] = []
@@ -91,23 +92,31 @@ class PromptMasking(Masking):
     def __call__(self, site: Site, x: torch.Tensor) -> torch.Tensor | None:
         tokens = self.tokens(x)
         if tokens is not self._seen:
-            self._seen, self._rows = tokens, list(self._rows_of(tokens))
-        self._read(site, x.detach().reshape(-1, x.shape[-1]), tokens)
+            self._seen, self._rows = tokens, {}
+            self._begin(tokens.original)
+        own = tokens[x.device]
+        if x.device not in self._rows:
+            self._rows[x.device] = list(self._rows_of(own))
+        self._read(site, x.detach().reshape(-1, x.shape[-1]), own)
         return super().__call__(site, x)
 
-    def _rows_of(self, tokens: Tokens) -> Iterator[Row]:
+    def _begin(self, tokens: Tokens) -> None:
         flow = self.system.flow
         self._steps = flow is not None and isinstance(flow.rows, Lanes)
         if flow is not None and flow.rows is not None:
-            if isinstance(flow.rows, PackedRows | Lanes):
-                yield from packed_rows(flow.rows, tokens.decode.device)
             return
         if int(tokens.positions[0]) == 0 or len(self._plain) != tokens.sequences:
             self._plain = [{} for _ in range(tokens.sequences)]
-        yield from plain_rows(tokens, self._plain)
+
+    def _rows_of(self, tokens: Tokens) -> Iterator[Row]:
+        flow = self.system.flow
+        if flow is None or flow.rows is None:
+            yield from plain_rows(tokens, self._plain)
+        elif isinstance(flow.rows, PackedRows | Lanes):
+            yield from packed_rows(flow.rows, tokens.decode.device)
 
     def _read(self, site: Site, flat: torch.Tensor, tokens: Tokens) -> None:
-        rows = [row for row in self._rows if len(row.prompt)]
+        rows = [row for row in self._rows[flat.device] if len(row.prompt)]
         if not rows or self.levels[site.name] == 0:
             return
         places = torch.cat([row.prompt for row in rows])
@@ -135,13 +144,13 @@ class PromptMasking(Masking):
             count = dropped(self.levels[site.name], site.channels)
             for own, gone in zip(new, smallest(torch.stack(worth).float(), count), strict=True):
                 own[-1][key] = gone
-        none = torch.zeros(site.channels, dtype=torch.bool, device=self.system.device)
+        none = torch.zeros(site.channels, dtype=torch.bool, device=rows[0].decode.device)
         chosen = torch.stack([own[-1][key] if own else none for own in parts])
         self._kept[site.name] = [row.memories[-1] for row in rows], chosen
         return chosen
 
     def _masked(self, site: Site, x: torch.Tensor, tokens: Tokens) -> torch.Tensor:
-        rows = [row for row in self._rows if len(row.decode)]
+        rows = [row for row in self._rows[x.device] if len(row.decode)]
         self._gone = None
         if self.levels[site.name] == 0 or not rows:
             return x

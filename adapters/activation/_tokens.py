@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -51,6 +51,15 @@ class Tokens:
         decode = torch.full(positions.shape, positions.shape[1] == 1, device=positions.device)
         prompts = (positions.amax(dim=1, keepdim=True) + 1).expand_as(positions)
         return cls(decode.flatten(), positions.flatten(), prompts.flatten(), scope, len(positions))
+
+    def to(self, device: torch.device) -> Tokens:
+        """A copy for layers on another device."""
+        decode, positions, prompts = (x.to(device) for x in (self.decode, self.positions, self.prompts))
+        return replace(self, decode=decode, positions=positions, prompts=prompts)
+
+    def at(self, places: torch.Tensor) -> Tokens:
+        """Those at some places alone, int64 [tokens], as an expert is fed them."""
+        return Tokens(self.decode[places], self.positions[places], self.prompts[places], self.scope)
 
     def __len__(self) -> int:
         return len(self.decode)

@@ -2,7 +2,8 @@
 
 A method is a card, its knobs and `score`. The base class finds the sites, calibrates thresholds, applies the rule to
 the tokens of the scope, in the engine's passes and in plain calls of the model alike, and counts the zeros that the
-weights really meet. Experts that transformers stacks in one tensor stay dense.
+weights really meet. An expert is fed the tokens that are routed to it; one that no token of the calibration text
+reaches has no threshold, and stays dense.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from sparsebench.adapters.base import Adapter, Prepared
 from sparsebench.budget import Budget
-from sparsebench.cost import PhaseCosts, Request, dense_cost
+from sparsebench.cost import PhaseCosts, Request, active_share, dense_cost
 from sparsebench.errors import InputError
 
 if TYPE_CHECKING:
@@ -55,6 +56,7 @@ class Site:
         saved: Multiply-adds of one token that one zero saves.
         block: Index of the decoder block.
         output: Whether the module's output is masked.
+        share: Share of the tokens that it sees: all, or of an expert's projection those routed to it.
     """
 
     name: str
@@ -64,6 +66,7 @@ class Site:
     saved: int
     block: int
     output: bool = False
+    share: float = 1.0
 
 
 @dataclass
@@ -103,11 +106,24 @@ class ActivationAdapter(Adapter):
         """
 
     def sites(self, system: CausalLM) -> list[Site]:
-        """Where channels are masked: the inputs of all linear layers of the decoder blocks."""
-        return [
-            Site(site.name, site.module, site.weight.detach(), site.weight.shape[1], site.weight.shape[0], site.block)
-            for site in system.linears
-        ]
+        """Where channels are masked: the inputs of all linear layers of the decoder blocks, with those of experts.
+
+        Raises:
+            InputError: Tokens cannot be followed to the model's experts.
+        """
+        from sparsebench.systems.weights import out_of_reach
+
+        if out_of_reach(system) or not all(experts.placing for experts in system.experts):
+            raise InputError(
+                f"{self.card.id} cannot follow tokens to the experts of {type(system.model).__name__}",
+                "experts in one tensor are seen where they have the form of transformers' experts interface",
+            )
+        found = []
+        for site in system.linears:
+            rows, columns = site.weight.shape
+            share = active_share(system, site)
+            found.append(Site(site.name, site.module, site.weight.detach(), columns, rows, site.block, share=share))
+        return found
 
     def state_of(self, site: Site) -> Any:
         """What `score` wants to know of a site; asked once for each preparation and each attachment."""
@@ -224,16 +240,17 @@ class ActivationAdapter(Adapter):
         """Zeros cost no FLOPs; in decode a column is not read that all requests of a batch leave out."""
         shape = system.shape
         sparsity = budget.number if budget is not None else 0.0
-        covered = sum(site.channels * site.saved for site in self.sites(system))
+        sites = self.sites(system)
+        active = sum(site.channels * site.saved * site.share for site in sites)
+        covered = sum(site.channels * site.saved for site in sites)
         prefill, decode = SHARES[self.scope]
         costs = []
         for share, unread in ((prefill, 0.0), (decode, sparsity**request.batch)):
-            flops = replace(shape, linear_params=round(shape.linear_params - share * sparsity * covered))
-            unread_weights = share * unread * covered
+            flops = replace(shape, linear_params=round(shape.linear_params - share * sparsity * active))
             read = replace(
                 shape,
-                linear_params=round(shape.linear_params - unread_weights),
-                stored_params=round(shape.stored_params - unread_weights),
+                linear_params=round(shape.linear_params - share * unread * active),
+                stored_params=round(shape.stored_params - share * unread * covered),
             )
             costs.append((dense_cost(flops, request), dense_cost(read, request)))
         return PhaseCosts(
@@ -289,6 +306,7 @@ def hooked(sites: list[Site], see: Callable[[Site, torch.Tensor], torch.Tensor |
     Raises:
         InputError: A site has other channels than were expected.
     """
+    from sparsebench.systems.experts import exposed
 
     def checked(site: Site, x: torch.Tensor) -> torch.Tensor | None:
         if x.shape[-1] != site.channels:
@@ -308,6 +326,7 @@ def hooked(sites: list[Site], see: Callable[[Site, torch.Tensor], torch.Tensor |
         return lambda module, args, out: checked(site, out)
 
     with ExitStack() as handles:
+        handles.enter_context(exposed(site.module for site in sites))
         for site in sites:
             if site.output:
                 handle = site.module.register_forward_hook(on_output(site))

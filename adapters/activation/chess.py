@@ -90,7 +90,9 @@ class Chess(ActivationAdapter):
         gates = [Site(m.name, m.activation, None, m.neurons, 0, m.down.block, True) for m in gated.values()]
         fed = [Site(m.down.name, m.down.module, None, m.neurons, 0, m.down.block) for m in gated.values()]
         activations: dict[str, torch.Tensor] = {}
-        sums = {m.name: torch.zeros(2, m.neurons, dtype=torch.float64, device=system.device) for m in gated.values()}
+        sums = {
+            m.name: torch.zeros(2, m.neurons, dtype=torch.float64, device=m.down.weight.device) for m in gated.values()
+        }
 
         def see(site: Site, x: torch.Tensor) -> None:
             flat = x.reshape(-1, x.shape[-1]).float()

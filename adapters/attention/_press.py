@@ -155,8 +155,9 @@ class PressPolicy(CachePolicy):
             raise InputError("a press needs token ids, and the model was called with embeddings")
         flow = CURRENT.get()
         if flow is not None and isinstance(flow.rows, PackedRows):
-            batch = next(batch for batch in flow.rows.batches if batch.states is view.states)
+            batch = next(batch for batch in flow.rows.batches[self.fed.device] if batch.states is view.states)
             ids = self.fed[0][batch.tokens]
         else:
             ids = self.fed
-        return [own[real].tolist() for own, real in zip(ids, view.positions >= 0, strict=True)]
+        real = (view.positions >= 0).to(ids.device)
+        return [own[there].tolist() for own, there in zip(ids, real, strict=True)]

@@ -72,7 +72,7 @@ class Rotary:
     def _tables(self, x: torch.Tensor, positions: torch.Tensor, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
         kind = self._kind(layer)
         cos, sin = self.module(x, positions[None], **({} if kind is None else {"layer_type": kind}))  # type: ignore[misc]
-        return cos, sin
+        return cos.to(x.device), sin.to(x.device)  # of a model that is spread, the tables lie on the first device
 
     def _kind(self, layer: int) -> str | None:
         """The type of a layer, where it decides on the rotation."""

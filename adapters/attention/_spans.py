@@ -107,7 +107,7 @@ def plan(influence: dict[int, torch.Tensor], steps: list[float]) -> dict[int, to
     from scipy.optimize import Bounds, LinearConstraint, milp
 
     layers = sorted(influence)
-    costs = torch.cat([influence[layer] for layer in layers]).cpu().numpy()
+    costs = torch.cat([influence[layer].cpu() for layer in layers]).numpy()
     heads, count = costs.shape
     each = np.kron(np.eye(heads), np.ones(count))
     total = np.tile(np.array(steps), heads)[None]

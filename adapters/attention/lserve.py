@@ -182,10 +182,13 @@ def streaming_heads(
     observer = LostMass(system.policy, max(2, round(width * calibration.length)), first)
     with system.acting(decode=False, prefix_invariant=True, policy=observer):
         read(system, calibration)
-    lost = torch.stack([observer.sums[layer] for layer in sorted(observer.sums)])
+    lost = torch.stack([observer.sums[layer].cpu() for layer in sorted(observer.sums)])
     order = lost.flatten().argsort(stable=True)
-    streams = torch.zeros(lost.numel(), dtype=torch.bool, device=lost.device)
+    streams = torch.zeros(lost.numel(), dtype=torch.bool)
     streams[order[: round(share * lost.numel())]] = True
-    chosen = dict(zip(sorted(observer.sums), streams.reshape(lost.shape), strict=True))
+    chosen = {
+        layer: heads.to(observer.sums[layer].device)
+        for layer, heads in zip(sorted(observer.sums), streams.reshape(lost.shape), strict=True)
+    }
     facts = {"streaming": {str(layer): int(heads.sum()) for layer, heads in chosen.items()}}
     return Prepared(state=chosen, facts=facts, tokens=calibration.tokens)

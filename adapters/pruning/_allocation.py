@@ -129,7 +129,8 @@ def _slope(system: CausalLM, sites: Sequence[LinearSite], row: np.ndarray, setti
     steps = [settings.noise * torch.randn(site.weight.shape, generator=generator) for site in sites]
     losses = []
     with torch.no_grad(), restoring(sites):
-        weights = [site.weight.detach().float() for site in sites]
+        # Copies: `put` writes to experts where they lie.
+        weights = [site.weight.detach().to(torch.float32, copy=True) for site in sites]
         for sign in (1, -1):
             for site, weight, step in zip(sites, weights, steps, strict=True):
                 put(site, weight + sign * step.to(weight.device))

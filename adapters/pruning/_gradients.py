@@ -21,10 +21,10 @@ def fisher_diagonal(system: CausalLM, calibration: Calibration, sequences: int) 
         calibration: The text.
         sequences: How many of its sequences are read, from the first on.
     """
-    from sparsebench.systems.weights import owner_of, prunable
+    from sparsebench.systems.weights import prunable
 
     sites = prunable(system)
-    owners = [owner_of(site) for site in sites]
+    owners = list({id(site.owner): site.owner for site in sites}.values())
     found = [torch.zeros(owner.shape, device=owner.device) for owner in owners]
     wanted = [owner.requires_grad for owner in owners]
     used = min(sequences, calibration.sequences)
@@ -40,8 +40,8 @@ def fisher_diagonal(system: CausalLM, calibration: Calibration, sequences: int) 
     finally:
         for owner, before in zip(owners, wanted, strict=True):
             owner.requires_grad_(before)
-    named = zip(sites, found, strict=True)
-    return {site.name: total.T.contiguous() if site.transposed else total for site, total in named}
+    totals = {id(owner): total for owner, total in zip(owners, found, strict=True)}
+    return {site.name: site.part(totals[id(site.owner)]).contiguous() for site in sites}
 
 
 def loss(system: CausalLM, ids: torch.Tensor) -> torch.Tensor:

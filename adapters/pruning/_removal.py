@@ -193,7 +193,7 @@ def feed_forwards(system: CausalLM) -> list[FeedForward]:
     from sparsebench.adapters.activation._mlp import is_activation
 
     sites = {id(site.module): site for site in system.linears}
-    owners = [id(site.module.weight) for site in system.linears]
+    owners = [id(site.owner) for site in system.linears]
     found = []
     for block in system.blocks:
         for name, holder in block.named_modules():
@@ -201,7 +201,7 @@ def feed_forwards(system: CausalLM) -> list[FeedForward]:
                 mlp = _feed_forward([sites[id(child)] for child in holder.children() if id(child) in sites])
                 if mlp is None or _others_by_channel(holder, mlp):
                     continue
-                if all(owners.count(id(site.module.weight)) == 1 for site in (mlp.down, *mlp.up)):
+                if all(owners.count(id(site.owner)) == 1 for site in (mlp.down, *mlp.up)):
                     found.append(mlp)
     return found
 
@@ -241,9 +241,9 @@ def without_channels(system: CausalLM, kept: Sequence[tuple[FeedForward, torch.T
 
 def _narrow(changes: ExitStack, site: LinearSite, places: torch.Tensor, dim: int) -> None:
     """Keep some outputs (`dim` 0, with their biases) or inputs (1) of a layer."""
-    from sparsebench.systems.weights import owner_of, put
+    from sparsebench.systems.weights import put
 
-    owner, places = owner_of(site), places.to(site.weight.device)
+    owner, places = site.owner, places.to(site.weight.device)
     changes.enter_context(_changed(owner, "data", owner.data))
     put(site, site.weight.detach().index_select(dim, places))
     bias = getattr(site.module, "bias", None)

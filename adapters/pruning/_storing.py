@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from sparsebench.adapters.base import Adapter, Prepared
 from sparsebench.budget import Budget
-from sparsebench.cost import PhaseCosts, Request, dense_cost
+from sparsebench.cost import PhaseCosts, Request, active_share, dense_cost
 from sparsebench.errors import InputError
 
 if TYPE_CHECKING:
@@ -90,19 +90,29 @@ class StoringAdapter(Adapter):
         shape = system.shape
         if budget is None or self.is_dense(budget):
             return dense_cost(shape, request)
-        sizes = [(site.weight.shape[0], site.weight.shape[1]) for site in prunable(system)]
-        forms = [self.stored(rows, columns, budget) for rows, columns in sizes]
-        spared = sum(form.weights - form.kept for form in forms)
+        sites = prunable(system)
+        shares = [active_share(system, site) for site in sites]
+        forms = [self.stored(site.weight.shape[0], site.weight.shape[1], budget) for site in sites]
+        spared = sum(s * (form.weights - form.kept) for s, form in zip(shares, forms, strict=True))
         each = 8 * shape.bytes_per_weight
-        saved = sum(form.weights - form.total_bits / each for form in forms)
-        return lighter(shape, request, spared, saved)
+        saved = [form.weights - form.total_bits / each for form in forms]
+        active = sum(s * weights for s, weights in zip(shares, saved, strict=True))
+        return lighter(shape, request, spared, active, sum(saved))
 
 
-def lighter(shape: Any, request: Request, spared: float, saved: float) -> PhaseCosts:
-    """The dense cost, less the multiply-adds that are spared and the weights' worth of bytes that are saved."""
+def lighter(shape: Any, request: Request, spared: float, active: float, saved: float) -> PhaseCosts:
+    """The dense cost, less what sparse weights spare.
+
+    Args:
+        shape: The dense model.
+        request: What is asked of it.
+        spared: Multiply-adds of a token.
+        active: Bytes that are saved of the weights that run for a token, in weights' worth.
+        saved: Those that are saved of all weights.
+    """
     flops = dense_cost(replace(shape, linear_params=round(shape.linear_params - spared)), request)
-    stored = {name: round(getattr(shape, name) - saved) for name in ("linear_params", "stored_params")}
-    read = dense_cost(replace(shape, **stored), request)
+    left = {"linear_params": shape.linear_params - active, "stored_params": shape.stored_params - saved}
+    read = dense_cost(replace(shape, **{name: round(weights) for name, weights in left.items()}), request)
     return PhaseCosts(
         prefill=replace(flops.prefill, bytes_weights=read.prefill.bytes_weights),
         decode=replace(flops.decode, bytes_weights=read.decode.bytes_weights),

@@ -2,8 +2,9 @@
 
 A method is a card, its knobs and `score`; one that does more than keep the highest scores writes `mask`, and one that
 changes the weights it keeps writes `update`. The base class finds the layers, runs the calibration, compares scores in
-groups, counts exactly, and puts the original weights back. Pruned are the linear layers of the decoder blocks. Experts
-that transformers stacks in one tensor of three dimensions are left dense, and are not among the prunable weights.
+groups, counts exactly, and puts the original weights back. Pruned are the linear layers of the decoder blocks, and the
+projections of experts like them: each expert is fed the tokens that are routed to it. One that no token of the
+calibration text reaches has the statistics of independent inputs of one size, so that its largest weights stay.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from pydantic import model_validator
 
 from sparsebench.adapters.base import Adapter, Prepared
 from sparsebench.budget import Budget, parse_pattern
-from sparsebench.cost import PhaseCosts, Request
+from sparsebench.cost import PhaseCosts, Request, active_share
 from sparsebench.errors import InputError
 
 if TYPE_CHECKING:
@@ -250,11 +251,16 @@ class PruningAdapter(Adapter):
         from sparsebench.systems.weights import prunable
 
         shape, share = system.shape, budget.number if budget is not None else 0.0
-        size = sum(site.weight.numel() for site in prunable(system))
+        sites = prunable(system)
+        size = sum(site.weight.numel() for site in sites)
+        active = sum(site.weight.numel() * active_share(system, site) for site in sites)
         form = str(budget.value) if budget is not None and budget.kind == "pattern" else "bitmap"
-        each = shape.bytes_per_weight
-        saved = max(0.0, size * each - WeightStorage(share, form).bytes_of(size, each)) / each
-        return lighter(shape, request, share * size, saved)
+        each: float = shape.bytes_per_weight
+
+        def saved(weights: float) -> float:
+            return max(0.0, weights * each - WeightStorage(share, form).bytes_of(weights, each)) / each
+
+        return lighter(shape, request, share * active, saved(active), saved(size))
 
 
 class CalibratedPruning(PruningAdapter):
@@ -280,7 +286,7 @@ class CalibratedPruning(PruningAdapter):
 
     def prepare(self, system: CausalLM, calibration: Calibration | None, budget: Budget | None = None) -> Prepared:
         """Statistics of the dense model, or a block-by-block pass at this budget."""
-        from sparsebench.adapters.passes import dense_statistics
+        from sparsebench.adapters.passes import dense_statistics, unreached
         from sparsebench.adapters.pruning._allocation import measure
 
         if calibration is None:
@@ -290,21 +296,22 @@ class CalibratedPruning(PruningAdapter):
         state = PruningState(budget=budget if self.prepare_depends_on_budget() else None)
         if budget is None or budget.number > 0:
             state.measured = measure(self, system, calibration, budget.number if budget is not None else None)
-        if self.stats_pass == "dense":
-            state.statistics = dense_statistics(system, calibration, self.reads_gram())
-        elif budget is not None:
-            self._prune_block_by_block(system, calibration, budget, state)
         facts: dict[str, Any] = {
             "calibration": calibration.describe(),
             "calibration_dtype": f"{str(system.dtype).removeprefix('torch.')} forward, float32 statistics",
         }
+        if self.stats_pass == "dense":
+            state.statistics = dense_statistics(system, calibration, self.reads_gram())
+            facts |= unreached(state.statistics)
+        elif budget is not None:
+            facts |= self._prune_block_by_block(system, calibration, budget, state)
         if state.measured is not None:
             facts |= state.measured.facts
         return Prepared(state, facts, tokens=calibration.tokens)
 
     def _prune_block_by_block(
         self, system: CausalLM, calibration: Calibration, budget: Budget, state: PruningState
-    ) -> None:
+    ) -> dict[str, int]:
         from sparsebench.adapters.passes import block_by_block
         from sparsebench.systems.weights import prunable, put, restoring
 
@@ -319,4 +326,4 @@ class CalibratedPruning(PruningAdapter):
                 put(site, weight)
 
         with restoring(sites):
-            block_by_block(system, calibration, prune, self.reads_gram())
+            return block_by_block(system, calibration, prune, self.reads_gram())

@@ -69,10 +69,11 @@ class GPTQ(RoundToNearest):
             put(site, weight)
 
         sites = prunable(system)
+        facts: dict[str, Any] = {"calibration": calibration.describe()}
         if not self.is_dense(budget):
             with restoring(sites):
-                block_by_block(system, calibration, quantise, gram=True)
-        return Prepared((budget, rounded), {"calibration": calibration.describe()}, tokens=calibration.tokens)
+                facts |= block_by_block(system, calibration, quantise, gram=True)
+        return Prepared((budget, rounded), facts, tokens=calibration.tokens)
 
     def mended(self, weight: torch.Tensor, inputs: InputStatistics, bits: int) -> torch.Tensor:
         """What the codes of a matrix decode to, float32 [out, in] (Frantar et al., 2023, algorithm 1).

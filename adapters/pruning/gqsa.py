@@ -60,18 +60,19 @@ class GQSA(StoringAdapter):
 
     def prepare(self, system: CausalLM, calibration: Calibration | None, budget: Budget | None = None) -> Prepared:
         """What each input is worth, shared by all budgets: the inverse of the diagonal of the inverse of X X^T."""
-        from sparsebench.adapters.passes import dense_statistics
+        from sparsebench.adapters.passes import dense_statistics, unreached
         from sparsebench.adapters.pruning._obs import inverse_factor
 
         if calibration is None:
             raise InputError(f"{self.card.id} reads a calibration text")
         worth: dict[str, torch.Tensor] = {}
         statistics = dense_statistics(system, calibration, gram=True)
+        facts = {"calibration": calibration.describe(), **unreached(statistics)}
         while statistics:
             name, inputs = statistics.popitem()
             if inputs.gram is not None:
                 worth[name] = 1 / inverse_factor(inputs.gram).square().sum(dim=0)
-        return Prepared(worth, {"calibration": calibration.describe()}, tokens=calibration.tokens)
+        return Prepared(worth, facts, tokens=calibration.tokens)
 
     def encode(self, name: str, weight: torch.Tensor, state: Any, budget: Budget) -> torch.Tensor:
         """See `StoringAdapter.encode`."""

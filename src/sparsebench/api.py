@@ -127,7 +127,7 @@ def _evaluate(
     session = Session(device=str(system.device))
     dtype = str(system.dtype).removeprefix("torch.")
     spec = SystemSpec(kind="causal-lm", ref=system.ref, fingerprint=system.fingerprint, dtype=dtype)
-    session.adopt(system, spec)
+    session.adopt(system, spec, len(system.devices))
     entry = CalibrationEntry(data=calibration).model_dump()
     calibrated: dict[str, Any] | None = None
     cells: list[PlannedCell] = []
@@ -144,7 +144,7 @@ def _evaluate(
                 calibrated = {**entry, "hash": made.hash, "tokens": made.tokens}
             reads = any(member.adapter.reads_calibration() for member in stack)
             cell = cell_of_stack(spec, stack, task, bound, calibrated if reads else None, system.batch_tokens)
-            cell.placement.baseline = dense
+            cell.placement.baseline, cell.devices = dense, len(system.devices)
             dense = dense or cell.id
             cells.append(cell)
     store.write_suite({"suite": {"suite": "evaluate", "version": 1}, "lock": {}})

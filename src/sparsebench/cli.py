@@ -51,7 +51,7 @@ class TableFormat(StrEnum):
     parquet = "parquet"
 
 
-SuiteArgument = Annotated[str, typer.Argument(metavar="SUITE", help="A suite by name, or a .yaml file.")]
+SuiteArgument = Annotated[str, typer.Argument(metavar="SUITE", help="A suite or a finding by name, or a .yaml file.")]
 ModelOption = Annotated[
     str | None,
     typer.Option(

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from sparsebench.errors import InputError
 
 if TYPE_CHECKING:
-    from sparsebench.systems.causal_lm import CausalLM
+    from sparsebench.systems.causal_lm import CausalLM, LinearSite
 
 Phase = Literal["prefill", "decode"]
 PHASES: tuple[Phase, ...] = ("prefill", "decode")
@@ -247,16 +247,27 @@ def _kv_heads(config: Any) -> int:
     return int(grouped or config.num_attention_heads)
 
 
+def active_share(system: CausalLM, site: LinearSite) -> float:
+    """Share of the tokens that run through a linear layer: all, or of an expert's projection those routed to it.
+
+    Raises:
+        InputError: How many experts run for a token is not known.
+    """
+    return 1.0 if site.expert is None else _expert_share(system.config, len(site.owner), site.name)
+
+
 def _linear_params(system: CausalLM) -> tuple[int, int]:
     """Multiply-adds of one token in the blocks, and the weights that are stored for them.
 
-    Beside linear layers a block may hold matrices of its own: a router (two dimensions), experts stacked in three.
+    Beside linear layers and experts a block may hold matrices of its own: a router (two dimensions), experts in one
+    tensor (three) of a form that is not known.
     """
     import torch
 
-    weights = [site.weight for site in system.linears]
-    active = stored = sum(weight.numel() for weight in weights)
-    known = {id(site.module.weight) for site in system.linears}
+    from sparsebench.systems.experts import many_in_one
+
+    sizes = [(site.weight.numel(), active_share(system, site)) for site in system.linears]
+    known = {id(site.owner) for site in system.linears}
     for block in system.blocks:
         for name, module in block.named_modules():
             if isinstance(module, torch.nn.Embedding):
@@ -264,21 +275,29 @@ def _linear_params(system: CausalLM) -> tuple[int, int]:
             for own, parameter in module.named_parameters(recurse=False):
                 if id(parameter) in known or parameter.dim() < 2 or own.endswith("bias"):
                     continue
+                if parameter.dim() == 2 and any(parameter is experts for experts in many_in_one(module)):
+                    raise InputError(f"the experts of {name!r} lie in one matrix", "their cost is not modelled")
                 share = 1.0 if parameter.dim() == 2 else _expert_share(system.config, parameter.shape[0], name)
-                active += round(parameter.numel() * share)
-                stored += parameter.numel()
-    return active, stored
+                sizes.append((parameter.numel(), share))
+    return round(sum(size * share for size, share in sizes)), sum(size for size, _ in sizes)
 
 
 def _expert_share(config: Any, experts: int, name: str) -> float:
-    """Share of stacked experts that run for a token."""
-    for field in ("num_local_experts", "num_experts", "n_routed_experts"):
-        if getattr(config, field, None) == experts:
-            return float(config.num_experts_per_tok) / experts
+    """Share of experts that run for a token."""
+    counts = [getattr(config, field, None) for field in EXPERTS]
+    active = next((n for field in ACTIVE if (n := getattr(config, field, None)) is not None), None)
+    if experts in counts and isinstance(active, int):
+        return active / experts
     raise InputError(
         f"the weights of {name!r} are neither linear layers nor experts",
         "the cost of this architecture is not modelled",
     )
+
+
+EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
+"""Fields of configurations with the number of experts of a layer."""
+ACTIVE = ("num_experts_per_tok", "top_k_experts", "moe_topk")
+"""Fields with the number of those that run for a token."""
 
 
 def _windows(config: Any, blocks: list[Any]) -> tuple[int | None, ...]:

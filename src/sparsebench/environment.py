@@ -53,12 +53,13 @@ def processor() -> str:
     return f"{name} x {cores}"
 
 
-def hardware(device: str = "cpu") -> str:
-    """Name of what computes on `device`."""
+def hardware(device: str = "cpu", devices: int = 1) -> str:
+    """Name of what computes on `device`, or on so many GPUs from it on."""
     if device.startswith("cuda"):
         import torch
 
-        return torch.cuda.get_device_name(device)
+        name = torch.cuda.get_device_name(device)
+        return name if devices == 1 else f"{devices} x {name}"
     return processor()
 
 

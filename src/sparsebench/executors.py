@@ -6,16 +6,17 @@ import json
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Protocol
 
 from sparsebench.plan import Plan
 from sparsebench.planned_cell import PlannedCell
-from sparsebench.process_workers import ProcessWorker
+from sparsebench.process_workers import ProcessWorker, gpu_groups
 from sparsebench.runner import CellDone, OnDone, Session, done_already, grouped, run_cells, store_failure
 from sparsebench.schedule import Kind, Pace, Schedule
 from sparsebench.store import Store
+from sparsebench.systems.spreading import devices_from
 
 
 @dataclass
@@ -31,13 +32,16 @@ class Workers:
 
     Attributes:
         count: Processes or actors at most.
-        gpus: GPUs of each Ray actor, or a share of one; None: an even share of those that there are.
+        gpus: GPUs of each Ray actor, or a share of one; None: an even share of those that there are, or as many as a
+            system is spread over.
         address: Ray cluster to use; None: the one that RAY_ADDRESS names, or else a local one.
+        recruits: Processes that were started before it was known what they are to do, by number.
     """
 
     count: int = 2
     gpus: float | None = None
     address: str | None = None
+    recruits: dict[int, ProcessWorker] = field(default_factory=dict)
 
 
 Execute = Callable[[list[PlannedCell], Store, str, Plan, Workers, OnDone, Stop], None]
@@ -46,7 +50,12 @@ Execute = Callable[[list[PlannedCell], Store, str, Plan, Workers, OnDone, Stop],
 def inline(
     cells: list[PlannedCell], store: Store, device: str, plan: Plan, workers: Workers, on_done: OnDone, stop: Stop
 ) -> None:
-    """One after another in this process."""
+    """One after another in this process.
+
+    Raises:
+        InputError: A system is to be spread over more GPUs than there are.
+    """
+    devices_from(device, most_devices(cells))
     session = Session(device=device)
     for (task, limit, system), bound in plan.tasks.items():
         session.tasks[task, limit, plan.lock["systems"][system]["ref"]] = bound
@@ -56,11 +65,26 @@ def inline(
 def process(
     cells: list[PlannedCell], store: Store, device: str, plan: Plan, workers: Workers, on_done: OnDone, stop: Stop
 ) -> None:
-    """In processes; on several GPUs each has one, on a CPU each has its share of the cores.
+    """In processes; of several GPUs each has one, on a CPU its share of the cores.
 
-    When this process dies, its workers end at once.
+    Where a system is spread over GPUs, each has that many to itself: there are no more workers than such groups. When this
+    process dies, its workers end at once.
+
+    Raises:
+        InputError: A system is to be spread over more GPUs than there are.
     """
-    pool(cells, store, device, "process", lambda i, n: ProcessWorker(i, n, device, store.root), workers, on_done, stop)
+    devices = most_devices(cells)
+    devices_from(device, devices)
+    if devices > 1 and device.startswith("cuda"):
+        workers = replace(workers, count=min(workers.count, len(gpu_groups(device, devices))))
+
+    def start(index: int, count: int) -> ProcessWorker:
+        recruit = workers.recruits.pop(index, None) if devices == 1 else None
+        worker = recruit or ProcessWorker(index, count, device, devices)
+        worker.begin(store.root)
+        return worker
+
+    pool(cells, store, device, "process", start, workers, on_done, stop)
 
 
 def ray(
@@ -69,12 +93,18 @@ def ray(
     """In actors of a Ray cluster, which keep a model loaded.
 
     Raises:
-        MissingError: Ray is not installed, or there is no such cluster.
+        MissingError: Ray is not installed, there is no such cluster, or no machine of it has as many GPUs as a system
+            is spread over.
     """
     from sparsebench.ray_workers import cluster
 
-    with cluster(device, workers) as start:
+    with cluster(device, workers, most_devices(cells)) as (start, workers):
         pool(cells, store, device, "ray", lambda i, n: start(i, n, store.root), workers, on_done, stop)
+
+
+def most_devices(cells: Iterable[PlannedCell]) -> int:
+    """GPUs that each worker needs: the most that one of the cells is spread over."""
+    return max((cell.devices for cell in cells), default=1)
 
 
 class Worker(Protocol):
@@ -120,7 +150,7 @@ class Group:
     def of(cls, cells: list[PlannedCell], leads: bool = False) -> Group:
         """Cells with one system and stack."""
         spec = cells[0].spec
-        system = json.dumps([spec.system.kind, spec.system.ref, spec.system.dtype])
+        system = json.dumps([spec.system.kind, spec.system.ref, spec.system.dtype, cells[0].devices])
         methods = json.dumps([[[m.method, m.knobs] for m in spec.stack], spec.calibration, spec.seed], sort_keys=True)
         stack = methods + json.dumps([m.budget for m in spec.stack]) if spec.stack else ""
         return cls(cells, system, methods, stack, leads)

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sparsebench.account import Account, Counted, WeightStorage, account
-from sparsebench.cost import PHASES, ModelShape
+from sparsebench.account import ACTIVE_BYTES, ACTIVE_ZEROS, Account, Counted, WeightStorage, account
+from sparsebench.cost import BYTES, PHASES, ModelShape
 from sparsebench.errors import InputError, SparseBenchError
 from sparsebench.records import CellRecord, CellSpec
 from sparsebench.store import CELL_ID, Store, StoredCell
@@ -147,6 +147,9 @@ def storage_of(spec: CellSpec, record: CellRecord, shape: ModelShape, whole: Mod
     outcome = record.outcome
     if "zeros in all weights" not in outcome.densities:
         return WeightStorage()
+    if ACTIVE_ZEROS in outcome.densities:
+        bits = 8 * BYTES * outcome.densities[ACTIVE_BYTES]
+        return WeightStorage(outcome.densities[ACTIVE_ZEROS], bits=bits)
     size = max(1, shape.stored_params)
     if outcome.sparsity_of == "prunable weights" and outcome.sparsity is not None:
         zeros = 1 - (1 - outcome.sparsity) * whole.stored_params / size

@@ -10,7 +10,7 @@ from typing import Any
 VERSION = 1
 """Raised whenever the same specification would mean something else."""
 
-EXCLUDED = frozenset({"title", "executor", "batch_tokens", "device", "priority"})
+EXCLUDED = frozenset({"title", "executor", "batch_tokens", "device", "devices", "priority"})
 """Fields of a specification that say how a cell is run or shown, not what it is."""
 
 

@@ -308,7 +308,7 @@ def _cell(
         for m in stack
     ]
     cell = cell_of_stack(spec_system, members, task, bound, calibration, batch, seed)
-    cell.base_precision = system.entry.base_precision
+    cell.base_precision, cell.devices = system.entry.base_precision, system.entry.devices
     cell.placement.suite, cell.placement.suite_version = suite.suite, suite.version
     cell.placement.grid = grid.name
     if not stack:

@@ -32,6 +32,8 @@ class PlannedCell(BaseModel):
     """What the suite says of the weights' precision before they became this dtype."""
     batch_tokens: int | None = None
     """Tokens of one forward pass; None: what suits the device. No part of the identity."""
+    devices: int = 1
+    """GPUs that its model is spread over. No part of the identity."""
     flops: float = 0.0
     """Predicted, for the order of work and the time left."""
 

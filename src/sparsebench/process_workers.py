@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,20 +24,24 @@ if TYPE_CHECKING:
     from typing import IO
 
 GROUP_DONE = "group done"
+EARLY = 8
+"""Workers at most that are started before it is known how many are needed."""
 ORPHANED = 70
 """Exit code of a worker whose driver is gone."""
 
 
 class ProcessWorker:
-    """One worker process, spoken to in lines of JSON."""
+    """One worker process, spoken to in lines of JSON. Until it is told where results go, it loads its libraries."""
 
-    def __init__(self, index: int, count: int, device: str, results: Path) -> None:
+    def __init__(self, index: int, count: int, device: str, devices: int = 1) -> None:
         variables = {**os.environ, **thread_limits(count)}
         if device.startswith("cuda"):
-            variables["CUDA_VISIBLE_DEVICES"] = gpu_of(device, index)
+            groups = gpu_groups(device, devices)
+            variables["CUDA_VISIBLE_DEVICES"] = groups[index % len(groups)]
             device = "cuda"
+        self.device = device
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "sparsebench.worker", str(results), device, environment.command()],
+            [sys.executable, "-m", "sparsebench.worker"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -55,12 +59,15 @@ class ProcessWorker:
         """Its exit code; minus the signal that ended it."""
         return self.process.poll()
 
+    def begin(self, results: Path) -> None:
+        """Say where results go; nothing runs before."""
+        self._say({"results": str(results), "device": self.device, "command": environment.command()})
+
     def run(self, group: list[PlannedCell]) -> Iterator[CellDone]:
         """Cells as they finish; fewer than were given when the worker dies."""
-        stdin, stdout = self._pipes()
+        _, stdout = self._pipes()
         try:
-            stdin.write(json.dumps([cell.model_dump(mode="json") for cell in group]) + "\n")
-            stdin.flush()
+            self._say([cell.model_dump(mode="json") for cell in group])
             for line in stdout:
                 message = json.loads(line)
                 if message == GROUP_DONE:
@@ -87,6 +94,12 @@ class ProcessWorker:
             self.process.wait()
         self._pipes()[1].close()
 
+    def _say(self, message: object) -> None:
+        stdin, _ = self._pipes()
+        with suppress(BrokenPipeError):  # that it is dead shows when it should answer
+            stdin.write(json.dumps(message) + "\n")
+            stdin.flush()
+
     def _pipes(self) -> tuple[IO[str], IO[str]]:
         if self.process.stdin is None or self.process.stdout is None:
             raise BrokenPipeError
@@ -104,11 +117,8 @@ def thread_limits(workers: int) -> dict[str, str]:
     return limits
 
 
-def gpu_of(device: str, index: int) -> str:
-    """The GPU of a worker, as CUDA_VISIBLE_DEVICES names it: the one that `device` names, or else they take turns.
-
-    With more workers than GPUs several share one.
-    """
+def gpu_groups(device: str, size: int = 1) -> list[str]:
+    """The GPUs by so many, each group as CUDA_VISIBLE_DEVICES names it; one from `device` on where that has a number."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible:
         devices = visible.split(",")
@@ -117,22 +127,34 @@ def gpu_of(device: str, index: int) -> str:
 
         devices = [str(i) for i in range(torch.cuda.device_count())]
     number = device.partition(":")[2]
-    return devices[int(number) if number else index % len(devices)]
+    starts = [int(number)] if number else range(0, len(devices) - size + 1, size)
+    return [",".join(devices[first : first + size]) for first in starts]
 
 
-def serve(results: str, device: str, command: str, lines: IO[str], out: IO[str]) -> None:
-    """A worker's life: a line of cells in, a line for each finished cell out, until the input ends.
+@contextmanager
+def recruited(count: int, device: str) -> Iterator[dict[int, ProcessWorker]]:
+    """The first workers by number, which load their libraries meanwhile; who needs one takes it out, the rest end."""
+    recruits = {index: ProcessWorker(index, count, device) for index in range(min(count, EARLY))}
+    try:
+        yield recruits
+    finally:
+        for worker in recruits.values():
+            worker.kill()
+            worker.close()
 
-    Input that ends while cells are in hand means that the driver died: the process ends at once.
+
+def serve(lines: IO[str], out: IO[str]) -> None:
+    """A worker's life: a line that says where results go, then a line of cells in and one for each finished cell out.
+
+    It ends with the input; input that ends while cells are in hand means that the driver died, and ends it at once.
     """
-    session = Session(device=device, executor="process", command=command)
-    store = Store(results)
     groups: queue.SimpleQueue[str | None] = queue.SimpleQueue()
     busy = threading.Event()
 
     def listen() -> None:
-        for line in lines:
-            busy.set()
+        for number, line in enumerate(lines):
+            if number:
+                busy.set()
             groups.put(line)
         if busy.is_set():
             os._exit(ORPHANED)
@@ -146,6 +168,12 @@ def serve(results: str, device: str, command: str, lines: IO[str], out: IO[str])
             os._exit(ORPHANED)
 
     threading.Thread(target=listen, daemon=True).start()
+    load_libraries()
+    if (first := groups.get()) is None:
+        return
+    told = json.loads(first)
+    session = Session(device=told["device"], executor="process", command=told["command"])
+    store = Store(told["results"])
     while (line := groups.get()) is not None:
         cells = [PlannedCell.model_validate(data) for data in json.loads(line)]
         try:
@@ -154,3 +182,11 @@ def serve(results: str, device: str, command: str, lines: IO[str], out: IO[str])
             say({"unwritable": error.message, "hint": error.hint})
         busy.clear()
         say(GROUP_DONE)
+
+
+def load_libraries() -> None:
+    """What takes seconds to import, before anyone waits for it."""
+    from transformers import AutoModelForCausalLM  # noqa: F401
+
+    import sparsebench.engine.lm
+    import sparsebench.systems.loading  # noqa: F401

@@ -9,12 +9,12 @@ import threading
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from sparsebench import environment
-from sparsebench.errors import MissingError, StorageError
+from sparsebench.errors import InputError, MissingError, StorageError
 from sparsebench.executors import Workers
 from sparsebench.planned_cell import PlannedCell
 from sparsebench.runner import CellDone, Session, run_cells
@@ -27,14 +27,20 @@ OBJECT_STORE = 128 * 2**20
 
 
 @contextmanager
-def cluster(device: str, workers: Workers) -> Iterator[Start]:
-    """Connect to a cluster, and give what starts a worker there.
+def cluster(device: str, workers: Workers, devices: int = 1) -> Iterator[tuple[Start, Workers]]:
+    """Connect to a cluster, and give what starts a worker there, and how many it has room for.
 
     A cluster that this process is connected to already is used and left as it is; so is the one at `workers.address` or
     RAY_ADDRESS. Else one is started on this machine for as long as the context lasts.
 
+    Args:
+        device: Where models run.
+        workers: How many actors there are, and what each has.
+        devices: GPUs that each needs, all of one machine.
+
     Raises:
-        MissingError: Ray is not installed, there is no such cluster, or it has no GPU for `device`.
+        MissingError: Ray is not installed, there is no such cluster, or it has not the GPUs.
+        InputError: `workers` gives an actor fewer GPUs than it needs.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
@@ -47,6 +53,9 @@ def cluster(device: str, workers: Workers) -> Iterator[Start]:
     try:
         resources: dict[str, float] = ray.cluster_resources()
         gpus = _gpus(resources.get("GPU", 0.0), device, workers)
+        if device.startswith("cuda") and devices > 1:
+            workers = _several(ray, workers, devices)
+            gpus = float(devices)
         cpus = max(1, int(resources.get("CPU", 1.0)) // max(1, workers.count))
         actor = ray.remote(_Actor)
 
@@ -56,7 +65,7 @@ def cluster(device: str, workers: Workers) -> Iterator[Start]:
             place = "cuda" if device.startswith("cuda") else device
             return RayWorker(made.remote(str(results.absolute()), place, environment.command()))
 
-        yield start
+        yield start, workers
     finally:
         if ours:
             ray.shutdown()
@@ -84,6 +93,21 @@ def _gpus(total: float, device: str, workers: Workers) -> float:
     if total <= 0:
         raise MissingError("the Ray cluster has no GPU", "choose --device cpu")
     return workers.gpus if workers.gpus is not None else min(1.0, total / workers.count)
+
+
+def _several(ray: Any, workers: Workers, devices: int) -> Workers:
+    """As many actors at most as find so many GPUs of one machine each."""
+    there = [int(node["Resources"].get("GPU", 0)) for node in ray.nodes() if node["Alive"]]
+    if max(there, default=0) < devices:
+        raise MissingError(
+            f"a model is to be spread over {devices} GPUs, and no machine of the Ray cluster has more than {max(there, default=0)}",
+            "`devices` of the system in the suite says how many",
+        )
+    if workers.gpus not in (None, devices):
+        raise InputError(
+            f"an actor has {devices} GPUs where a model is spread over them, not {workers.gpus:g}", "leave out --gpus"
+        )
+    return replace(workers, count=min(workers.count, sum(count // devices for count in there)))
 
 
 def _threads(cpus: int) -> int:

@@ -9,7 +9,9 @@ from sparsebench.errors import InputError
 from sparsebench.records import Outcome
 
 if TYPE_CHECKING:
+    from sparsebench.account import WeightStorage
     from sparsebench.adapters.base import Sparsity
+    from sparsebench.cost import ModelShape
     from sparsebench.systems.base import System
     from sparsebench.systems.weights import WeightSparsity
     from sparsebench.tasks.base import BoundTask, TaskResult
@@ -62,8 +64,8 @@ def _language_model(
     bound: BoundTask,
     shares: Mapping[str, Mapping[str, float]],
 ) -> Outcome:
-    from sparsebench.account import Counted, account
-    from sparsebench.cost import PHASES
+    from sparsebench.account import ACTIVE_BYTES, ACTIVE_ZEROS, Counted, account
+    from sparsebench.cost import BYTES, PHASES
     from sparsebench.timeshares import amdahl
 
     sums = system.counters.sums
@@ -82,7 +84,10 @@ def _language_model(
     except InputError:
         return outcome  # an architecture whose cost is not modelled has none
     prefill, decode = (Counted.of(shape, sums, phase) for phase in PHASES)
-    made = account(shape, prefill, decode, _storage(stack, weights), system.unreduced)
+    storage = _storage(stack, weights, shape)
+    if weights[1] is not None and weights[1].active is not None and storage.bits is not None:
+        outcome.densities |= {ACTIVE_ZEROS: storage.sparsity, ACTIVE_BYTES: storage.bits / 8 / BYTES}
+    made = account(shape, prefill, decode, storage, system.unreduced)
     lines = made.lines
     outcome.flops = sum(line.sparse for line in lines if line.unit == "flops")
     outcome.flops_dense = sum(line.dense for line in lines if line.unit == "flops")
@@ -192,14 +197,21 @@ def _pattern(stack: list[Sparsity]) -> str | None:
     return next((str(budget.value) for budget in reversed(budgets) if budget.kind == "pattern"), None)
 
 
-def _storage(stack: list[Sparsity], weights: Weights) -> Any:
+def _storage(stack: list[Sparsity], weights: Weights, shape: ModelShape) -> WeightStorage:
+    """How the weights that run for a token are stored."""
     from sparsebench.account import WeightStorage
+    from sparsebench.cost import BYTES
 
     after = weights[1]
     if after is None or not any(m.adapter.card.family == "pruning" for m in stack):
         return WeightStorage()
-    size = max(1, after.prunable)
-    return WeightStorage(after.zeros / size, bits=8 * _stored_bytes(after, _pattern(stack)) / size)
+    if after.active is None:
+        size = max(1, after.prunable)
+        return WeightStorage(after.zeros / size, bits=8 * _stored_bytes(after, _pattern(stack)) / size)
+    # Of a mixture of experts a token meets routers too, which stay as they are.
+    size, routers = max(1, shape.linear_params), shape.linear_params - after.active.prunable
+    stored = _stored_bytes(after.active, _pattern(stack)) + routers * BYTES
+    return WeightStorage(after.active.zeros / size, bits=8 * stored / size)
 
 
 def _stored_bytes(weights: WeightSparsity, pattern: str | None) -> float:

@@ -73,7 +73,7 @@ class Session:
     command: str = field(default_factory=environment.command)
     tasks: dict[tuple[str, int | None, str], BoundTask] = field(default_factory=dict)
     system: System | None = None
-    key: tuple[str, str, str] | None = None
+    key: tuple[str, str, str, int] | None = None
     prepared: dict[str, Prepared] = field(default_factory=dict)
     methods: str = ""
     calibrations: dict[str, Calibration] = field(default_factory=dict)
@@ -81,11 +81,11 @@ class Session:
     def load(self, cell: PlannedCell) -> System:
         """The cell's system; the one before it goes first."""
         wanted = cell.spec.system
-        key = (wanted.kind, wanted.ref, wanted.dtype)
+        key = (wanted.kind, wanted.ref, wanted.dtype, cell.devices)
         if self.key != key or self.system is None:
             self.unload()
             memory.keep_freed_memory()
-            self.system = load_system(wanted.kind, wanted.ref, wanted.dtype, self.device)
+            self.system = load_system(*key[:3], self.device, cell.devices)
             self.key = key
         if self.system.fingerprint != wanted.fingerprint:
             raise IntegrityError(f"{wanted.ref} is not what was planned: its files changed meanwhile", "run it again")
@@ -95,9 +95,9 @@ class Session:
             lm.base_precision = cell.base_precision or lm.base_precision
         return self.system
 
-    def adopt(self, system: System, spec: SystemSpec) -> None:
-        """Take a system that is in memory already."""
-        self.system, self.key = system, (spec.kind, spec.ref, spec.dtype)
+    def adopt(self, system: System, spec: SystemSpec, devices: int = 1) -> None:
+        """Take a system that is in memory already, on so many devices."""
+        self.system, self.key = system, (spec.kind, spec.ref, spec.dtype, devices)
 
     def prepared_for(self, cell: PlannedCell) -> dict[str, Prepared]:
         """States that cells with the same methods left; those of other methods are dropped, since they may be large."""
@@ -141,12 +141,12 @@ class Session:
         return self.calibrations[key]
 
 
-def load_system(kind: str, ref: str, dtype: str, device: str) -> System:
-    """A system from its specification."""
+def load_system(kind: str, ref: str, dtype: str, device: str, devices: int = 1) -> System:
+    """A system from its specification; a language model is spread over so many GPUs."""
     if kind == "causal-lm":
         from sparsebench.systems.loading import load_causal_lm
 
-        return load_causal_lm(ref, dtype, device)
+        return load_causal_lm(ref, dtype, device, devices=devices)
     from sparsebench.systems.retrieval import load_retrieval_system
 
     return load_retrieval_system(kind, ref, dtype, device)
@@ -193,7 +193,7 @@ def _group_key(cell: PlannedCell) -> tuple[Any, ...]:
     spec = cell.spec
     stack = json.dumps([m.model_dump(mode="json") for m in spec.stack], sort_keys=True)
     methods = json.dumps(_methods(cell), sort_keys=True)
-    system = (spec.system.kind, spec.system.ref, spec.system.dtype)
+    system = (spec.system.kind, spec.system.ref, spec.system.dtype, cell.devices)
     calibration = json.dumps(spec.calibration, sort_keys=True)
     prefill = json.dumps(
         [m for m, s in zip(_methods(cell), stack_of(spec), strict=True) if s.adapter.acts_in_prefill()]
@@ -393,7 +393,7 @@ def _environment(cell: PlannedCell, session: Session, system: Any, started: date
 
     commit, dirty = environment.commit()
     return Environment(
-        hardware=environment.hardware(session.device),
+        hardware=environment.hardware(session.device, cell.devices),
         device=session.device,
         threads=torch.get_num_threads(),
         platform=f"{platform.system()} {platform.machine()}",

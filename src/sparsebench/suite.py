@@ -31,9 +31,13 @@ class SystemEntry(_Entry):
     """What the weights were before they became this dtype, when the reference does not say."""
     batch_tokens: int | None = Field(default=None, ge=16)
     """Tokens of one forward pass; None: what suits the device."""
+    devices: int = Field(default=1, ge=1)
+    """GPUs that the model's blocks are spread over; a processor holds them all."""
 
     @model_validator(mode="after")
     def _has_model(self) -> SystemEntry:
+        if self.kind != "causal-lm" and self.devices > 1:
+            raise FieldError(f"a {self.kind} runs on one device", "only a causal-lm is spread over several")
         if self.kind != "lexical" and not self.model:
             raise FieldError(
                 f"a {self.kind} needs a model", "model: hf:org/name, path:DIR or pypi:package==version#path"

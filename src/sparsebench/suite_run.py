@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +14,7 @@ from sparsebench.errors import InputError, UnknownNameError
 from sparsebench.executors import EXECUTORS, Stop, Workers
 from sparsebench.plan import Plan, plan
 from sparsebench.planned_cell import PlannedCell
+from sparsebench.process_workers import recruited
 from sparsebench.remote import Remote, address
 from sparsebench.store import Store
 from sparsebench.suite import Suite
@@ -126,34 +127,36 @@ def run_suite(
     if executor not in EXECUTORS:
         raise UnknownNameError("executor", executor, EXECUTORS)
     device = chosen_device(device)
-    made = planned(suite, model, limit, device)
-    if only and shard is not None:
-        raise InputError("chosen cells and a shard: one of the two")
-    cells = made.only(only) if only else made.cells if shard is None else made.shard(*_shard(shard))
-    folder = results_folder(made.suite, out)
-    remote = Remote(elsewhere) if (elsewhere := address(folder)) else None
-    store = Store.create(remote.fetch() if remote else folder)
-    store.sweep()
-    finished = store.finished_among(cell.id for cell in cells)
-    todo = [cell for cell in cells if cell.id not in finished]
-    store.write_suite({"suite": made.suite.model_dump(mode="json"), "lock": made.lock})
-    staff = Workers(workers, gpus, ray_address)
-    tally = _Tally(todo, len(cells) - len(todo), progress)
+    with ExitStack() as contexts:
+        recruits = contexts.enter_context(recruited(workers, device)) if executor == "process" else {}
+        staff = Workers(workers, gpus, ray_address, recruits)
+        made = planned(suite, model, limit, device)
+        if only and shard is not None:
+            raise InputError("chosen cells and a shard: one of the two")
+        cells = made.only(only) if only else made.cells if shard is None else made.shard(*_shard(shard))
+        folder = results_folder(made.suite, out)
+        remote = Remote(elsewhere) if (elsewhere := address(folder)) else None
+        store = Store.create(remote.fetch() if remote else folder)
+        store.sweep()
+        finished = store.finished_among(cell.id for cell in cells)
+        todo = [cell for cell in cells if cell.id not in finished]
+        store.write_suite({"suite": made.suite.model_dump(mode="json"), "lock": made.lock})
+        tally = _Tally(todo, len(cells) - len(todo), progress)
 
-    def on_done(done: CellDone) -> None:
+        def on_done(done: CellDone) -> None:
+            if remote is not None:
+                remote.send(done.id)
+            tally.on_done(done)
+
         if remote is not None:
-            remote.send(done.id)
-        tally.on_done(done)
-
-    if remote is not None:
-        remote.send_suite()
-        for identity in sorted(finished - remote.there):  # sending them failed before
-            remote.send(identity)
-    with tally, interruptible() as stop:
-        EXECUTORS[executor](todo, store, device, made, staff, on_done, stop)
-    store.sweep()
-    left = len(todo) - tally.done
-    return RunOutcome(store.root, tally.done, len(cells) - len(todo), tally.failed, left, stop.asked and left > 0)
+            remote.send_suite()
+            for identity in sorted(finished - remote.there):  # sending them failed before
+                remote.send(identity)
+        with tally, interruptible() as stop:
+            EXECUTORS[executor](todo, store, device, made, staff, on_done, stop)
+        store.sweep()
+        left = len(todo) - tally.done
+        return RunOutcome(store.root, tally.done, len(cells) - len(todo), tally.failed, left, stop.asked and left > 0)
 
 
 def _shard(text: str) -> tuple[int, int]:

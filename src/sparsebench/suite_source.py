@@ -23,7 +23,7 @@ def names() -> list[str]:
 
 
 def load_suite(name: str) -> Suite:
-    """A suite by name, or from a `.yaml` file.
+    """A suite by name, or from a `.yaml` file; the name of a finding is that of the suite that it rests on.
 
     Raises:
         InputError: No such suite, or one that is wrong; the message has file, line and key.
@@ -31,6 +31,10 @@ def load_suite(name: str) -> Suite:
     if name.endswith((".yaml", ".yml")) or "/" in name:
         return from_source(read_yaml(Path(name)))
     if name not in names():
+        from sparsebench.findings import definition
+
+        if name in definition.names():
+            return definition.load(name).suite
         raise UnknownNameError("suite", name, names())
     text = files("sparsebench.suites").joinpath(f"{name}.yaml").read_text(encoding="utf-8")
     return from_source(parse_yaml(text, f"{name}.yaml"))

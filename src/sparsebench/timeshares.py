@@ -74,6 +74,7 @@ class _Clock:
 
     def __init__(self, system: CausalLM) -> None:
         self.system = system
+        self._gpus = system.devices if system.device.type == "cuda" else []
         self.spent = dict.fromkeys(PARTS, 0.0)
         self.running = False
         self._open: list[tuple[str, float]] = []
@@ -108,8 +109,8 @@ class _Clock:
                 handle.remove()
 
     def _modules(self) -> Iterator[tuple[str, Any]]:
-        for site in self.system.linears:
-            yield "linear", site.module
+        for module in {id(site.holder): site.holder for site in self.system.linears}.values():
+            yield "linear", module
         for block in self.system.blocks:
             yield from (("attention", module) for module in block.modules() if "Attention" in type(module).__name__)
         head = self.system.model.get_output_embeddings()
@@ -117,8 +118,9 @@ class _Clock:
             yield "head", head
 
     def _now(self) -> float:
-        if self.system.device.type == "cuda":
+        if self._gpus:
             import torch
 
-            torch.cuda.synchronize()
+            for device in self._gpus:
+                torch.cuda.synchronize(device)
         return time.perf_counter()

@@ -1,4 +1,4 @@
-"""`python -m sparsebench.worker RESULTS DEVICE COMMAND`: a worker of the process executor."""
+"""`python -m sparsebench.worker`: a worker of the process executor."""
 
 from __future__ import annotations
 
@@ -14,8 +14,7 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     out = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
-    _, results, device, command = sys.argv
-    serve(results, device, command, sys.stdin, out)
+    serve(sys.stdin, out)
 
 
 if __name__ == "__main__":

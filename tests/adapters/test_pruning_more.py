@@ -335,7 +335,7 @@ def test_predicted_cost_is_the_counted_cost(case: str) -> None:
     before, whole = weight_sparsity(system), system.shape
     with attached(system, [member], calibration()):
         weights, shape = (before, weight_sparsity(system)), system.shape
-        storage = _storage([member], weights)
+        storage = _storage([member], weights, shape)
         dense = system.unreduced
     assert dense in (None, whole)
     attending = len(shape.windows)

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import faults
 import pytest
+import torch
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sparsebench import journal
-from sparsebench.errors import InputError
-from sparsebench.executors import Group, groups, kind_of, predicted
+from sparsebench import executors, journal, suite_run
+from sparsebench.errors import InputError, MissingError
+from sparsebench.executors import Group, Workers, groups, kind_of, predicted
 from sparsebench.plan import plan
 from sparsebench.planned_cell import PlannedCell
-from sparsebench.process_workers import gpu_of, thread_limits
+from sparsebench.process_workers import ProcessWorker, gpu_groups, thread_limits
+from sparsebench.ray_workers import _several
 from sparsebench.records import CellSpec, MemberSpec, Placement, SystemSpec, TaskSpec
 from sparsebench.schedule import SHARE, Schedule
 from sparsebench.store import Store
@@ -207,5 +212,85 @@ def test_workers_together_use_no_more_threads_than_there_are_cores(workers, monk
 
 def test_workers_take_turns_over_the_gpus_that_are_visible(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,5,7")
-    assert [gpu_of("cuda", i) for i in range(7)] == ["2", "5", "7", "2", "5", "7", "2"]
-    assert {gpu_of("cuda:1", i) for i in range(4)} == {"5"}
+    assert gpu_groups("cuda") == ["2", "5", "7"]
+    assert gpu_groups("cuda:1") == ["5"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,5,7,1,0")
+    assert gpu_groups("cuda", 2) == ["2,5", "7,1"]
+    assert gpu_groups("cuda:1", 3) == ["5,7,1"]
+
+
+@pytest.mark.parametrize(("device", "devices", "seen"), [
+    ("cuda", 1, ["0", "1", "2", "3", "4"]), ("cuda", 2, ["0,1", "2,3"]), ("cuda:3", 2, ["3,4"]), ("cpu", 2, [""] * 9)
+])  # fmt: skip
+def test_no_two_workers_share_gpus_that_a_model_is_spread_over(monkeypatch, tmp_path, device, devices, seen):
+    started: list[str] = []
+
+    class Worker(ProcessWorker):
+        def __init__(self, index, *args):
+            with monkeypatch.context() as patch:
+                patch.setattr(subprocess, "Popen", lambda *args, env, **options: started.append(env))
+                super().__init__(index, *args)
+
+    def pool(cells, store, device, executor, start, workers, on_done, stop):
+        for index in range(workers.count):
+            start(index, workers.count)
+
+    monkeypatch.setattr(executors, "ProcessWorker", Worker)
+    monkeypatch.setattr(executors, "pool", pool)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 5)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    cells = [cell(0, 5, 0, 1e9).model_copy(update={"devices": devices})]
+    executors.process(cells, Store(tmp_path), device, None, Workers(9), print, executors.Stop())
+    found = [variables.get("CUDA_VISIBLE_DEVICES", "") for variables in started]
+    assert list(dict.fromkeys(found)) == list(dict.fromkeys(seen))
+    assert len(found) == (9 if devices == 1 or device == "cpu" else len(seen))
+
+
+def test_cells_on_one_gpu_and_on_two_do_not_share_a_worker_s_model():
+    cells = [cell(i, 5, 0, 1e9).model_copy(update={"devices": 1 + i % 2}) for i in range(4)]
+    assert [[c.devices for c in group.cells] for group in groups(cells)] == [[1, 1], [2, 2]]
+    assert len({group.system for group in groups(cells)}) == 2
+
+
+@pytest.fixture
+def wide(suite: Path, tmp_path: Path) -> Path:
+    """The suite, its language model over two GPUs."""
+    data = yaml.safe_load(suite.read_text())
+    data["systems"]["stories"]["devices"] = 2
+    path = tmp_path / "wide.yaml"
+    path.write_text(yaml.safe_dump(data))
+    return path
+
+
+@pytest.mark.parametrize("executor", ["inline", "process"])
+def test_fewer_gpus_than_a_model_is_spread_over_are_said_before_anything_runs(wide, tmp_path, monkeypatch, executor):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(suite_run, "chosen_device", lambda device: "cuda")
+    with pytest.raises(InputError, match="spread over 2 GPUs, and there are 1"):
+        run_suite(str(wide), tmp_path / "none", executor=executor)
+    assert not list(Store(tmp_path / "none").ids())
+
+
+def test_a_suite_for_several_gpus_runs_on_a_processor_too(wide, inline, tmp_path):
+    assert {(c.spec.system.kind, c.devices) for c in plan(load_suite(str(wide))).cells} == {
+        ("causal-lm", 2),
+        ("lexical", 1),
+    }
+    run_suite(str(wide), tmp_path / "out")
+    assert faults.essence(tmp_path / "out") == faults.essence(inline)
+
+
+def test_there_are_as_many_actors_as_find_their_gpus_on_one_machine():
+    def ray(*machines):
+        nodes = [{"Alive": alive, "Resources": {"CPU": 4.0, **({"GPU": n} if n else {})}} for alive, n in machines]
+        return SimpleNamespace(nodes=lambda: nodes)
+
+    assert _several(ray((True, 2.0), (True, 4.0)), Workers(3), 4).count == 1
+    assert _several(ray((True, 4.0), (True, 5.0), (False, 8.0)), Workers(9), 2).count == 4
+    assert _several(ray((True, 8.0)), Workers(3, gpus=2), 2).count == 3
+    for machines in (((True, 2.0), (True, 1.0)), ((True, 2.0), (False, 8.0)), ((True, 0.0),)):
+        with pytest.raises(MissingError, match="spread over 3 GPUs, and no machine of the Ray cluster has more than"):
+            _several(ray(*machines), Workers(3), 3)
+    with pytest.raises(InputError, match=r"an actor has 2 GPUs where .* not 0\.5") as caught:
+        _several(ray((True, 4.0)), Workers(3, gpus=0.5), 2)
+    assert "--gpus" in caught.value.hint

@@ -95,6 +95,8 @@ ERRORS = [
     ("words: {kind: lexical}", "words: {knid: lexical}", "systems.words.knid", "no such key", "did you mean 'kind'?"),
     ("words: {kind: lexical}", "words: {kind: dense-encoder}", "systems.words", "needs a model", "hf:org/name"),
     ('lm: {model: "path:/models/lm"}', "lm: {dtype: float8, model: x}", "systems.lm.dtype", "should be", None),
+    ('lm: {model: "path:/models/lm"}', "lm: {devices: 0, model: x}", "systems.lm.devices", "greater than", None),
+    ("words: {kind: lexical}", "words: {kind: lexical, devices: 2}", "systems.words", "on one device", "causal-lm"),
     ("text: {data: prose}", "text: {data: porse}", "calibration.text.data", "unknown calibration text", "'prose'"),
     ("text: {data: prose}", "text: {data: prose, length: 1}", "calibration.text.length", "greater than", None),
     ("system: lm", "system: ml", "grids.0.system", "unknown system", "did you mean 'lm'?"),

@@ -24,9 +24,9 @@ def _sizes(monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
     from sparsebench.systems import sizes, weights
+    from sparsebench.systems.causal_lm import LinearSite
 
-    module = torch.nn.Linear(400, 500, bias=False, device="meta")
-    site = SimpleNamespace(name="l", module=module, weight=module.weight, transposed=False)
+    site = LinearSite("l", torch.nn.Linear(400, 500, bias=False, device="meta"), 0, False)
     monkeypatch.setattr(sizes, "weightless", lambda ref: SimpleNamespace(shape=SHAPE, linears=[site], stored={}))
     monkeypatch.setattr(weights, "prunable", lambda system: system.linears)
 

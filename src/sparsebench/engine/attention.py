@@ -43,6 +43,10 @@ class Geometry:
     of: tuple[torch.Tensor, torch.Tensor]
     memo: dict[Any, Any] = field(default_factory=dict)
 
+    def of_copies(self, positions: torch.Tensor, lengths: torch.Tensor) -> Geometry:
+        """The same of copies on another device; what was worked out lies on the first one and is worked out anew."""
+        return Geometry(self.positions, self.lengths, (positions, lengths))
+
 
 @dataclass
 class AttentionView:

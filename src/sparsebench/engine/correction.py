@@ -8,7 +8,7 @@ and what followed is taken back.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,6 +16,7 @@ import torch
 from sparsebench.engine.attention import AttentionPolicy, AttentionView, attend_dense
 from sparsebench.engine.flow import Flow, Lanes
 from sparsebench.engine.forward import forward
+from sparsebench.engine.transfer import Copies
 from sparsebench.errors import InputError
 from sparsebench.systems.counters import Counters
 
@@ -73,19 +74,50 @@ class Verdict:
     logits: torch.Tensor
 
 
+@dataclass(frozen=True)
+class WindowPlaces:
+    """Where the tokens of windows lie.
+
+    Attributes:
+        lanes: The lane of each window, [windows].
+        ends: Position after the last token of each, [windows].
+        real: Which tokens are no padding, bool [windows, tokens].
+        positions: Position of each token, [windows, tokens]; -1 where padded.
+        flat: Place of each among the flat tokens, [windows, tokens]; padded with 0.
+    """
+
+    lanes: torch.Tensor
+    ends: torch.Tensor
+    real: torch.Tensor
+    positions: torch.Tensor
+    flat: torch.Tensor
+
+    @classmethod
+    def of(cls, windows: Sequence[Window], device: torch.device) -> WindowPlaces:
+        """Those of some windows."""
+        sizes = [len(window.tokens) for window in windows]
+        lanes = torch.tensor([window.lane for window in windows], device=device)
+        ends = torch.tensor([window.end for window in windows], device=device)
+        steps = torch.arange(max(sizes), device=device).expand(len(windows), -1)
+        real = steps < torch.tensor(sizes, device=device)[:, None]
+        starts = torch.tensor([window.start for window in windows], device=device)
+        positions = torch.where(real, steps + starts[:, None], -1)
+        return cls(lanes, ends, real, positions, torch.where(real, real.flatten().cumsum(0).reshape(real.shape) - 1, 0))
+
+    def to(self, device: torch.device) -> WindowPlaces:
+        """A copy for layers on another device."""
+        return WindowPlaces(*(getattr(self, field.name).to(device) for field in fields(self)))
+
+
 class WindowRows:
     """Several queries for each of some lanes, whose keys and values take the place of what the lanes hold."""
 
     def __init__(self, lanes: Lanes, windows: Sequence[Window], device: torch.device) -> None:
         self.lanes = lanes
-        sizes = [len(window.tokens) for window in windows]
-        self.places = torch.tensor([window.lane for window in windows], device=device)
-        self.ends = torch.tensor([window.end for window in windows], device=device)
-        steps = torch.arange(max(sizes), device=device).expand(len(windows), -1)
-        self.real = steps < torch.tensor(sizes, device=device)[:, None]
-        starts = torch.tensor([window.start for window in windows], device=device)
-        self.positions = torch.where(self.real, steps + starts[:, None], -1)
-        self.flat = torch.where(self.real, self.real.flatten().cumsum(0).reshape(self.real.shape) - 1, 0)
+        places = WindowPlaces.of(windows, device)
+        self.positions = places.positions[places.real]
+        """Position of each flat token."""
+        self.places = Copies(places, device, WindowPlaces.to)
 
     def attend(
         self,
@@ -99,23 +131,24 @@ class WindowRows:
     ) -> torch.Tensor:
         """Dense attention; query [1, heads, tokens, dim] in, [1, tokens, heads, value_dim] out."""
         keys, values = self.lanes.layer(layer)
-        lane = self.places[:, None].expand(self.real.shape)[self.real]
-        at = self.positions[self.real]
+        places = self.places[query.device]
+        real = places.real
+        lane, at = places.lanes[:, None].expand(real.shape)[real], places.positions[real]
         keys[lane, :, at] = key[0].transpose(0, 1)
         values[lane, :, at] = value[0].transpose(0, 1)
-        longest = int(self.ends.max())
+        longest = int(places.ends.max())
         view = AttentionView(
-            query[0].transpose(0, 1)[self.flat].transpose(1, 2),
-            keys[self.places, :, :longest],
-            values[self.places, :, :longest],
-            self.positions,
-            self.ends,
+            query[0].transpose(0, 1)[places.flat].transpose(1, 2),
+            keys[places.lanes, :, :longest],
+            values[places.lanes, :, :longest],
+            places.positions,
+            places.ends,
             scaling,
             layer,
             decode=False,
             **options,
         )
-        return attend_dense(view).transpose(1, 2)[self.real][None]
+        return attend_dense(view).transpose(1, 2)[real][None]
 
 
 def verdicts(system: CausalLM, lanes: Lanes, windows: Sequence[Window], policy: Correction) -> list[Verdict]:
@@ -126,11 +159,10 @@ def verdicts(system: CausalLM, lanes: Lanes, windows: Sequence[Window], policy: 
     device = system.device
     rows = WindowRows(lanes, windows, device)
     ids = torch.tensor([token for window in windows for token in window.tokens], device=device)
-    positions = rows.positions[rows.real]
-    flow = Flow(None, rows, torch.zeros_like(ids, dtype=torch.bool), positions, positions + 1)
+    flow = Flow(None, rows, torch.zeros_like(ids, dtype=torch.bool), rows.positions, rows.positions + 1)
     counters, system.counters = system.counters, Counters()
     try:
-        logits = forward(system, flow, ids, positions, torch.arange(len(ids), device=device))
+        logits = forward(system, flow, ids, rows.positions, torch.arange(len(ids), device=device))
     finally:
         system.counters = counters
     _count_check(system, windows)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Protocol
 
@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from sparsebench.engine.attention import AttentionPolicy, AttentionView, Geometry, attend_dense
+from sparsebench.engine.transfer import Copies
 
 MASK_ELEMENTS = 2**25
 """Largest rows x queries x keys of one attention call; more rows are taken in turns."""
@@ -45,13 +46,14 @@ class KeyValueStore:
         self._free.extend(slots[::-1])
 
     def write(self, layer: int, slots: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> None:
-        """Put keys and values, each [tokens, kv_heads, dim], into `slots` [tokens]."""
+        """Put keys and values, each [tokens, kv_heads, dim], into `slots` [tokens], which may lie on another device."""
         if layer not in self._layers:
             self._layers[layer] = (
                 key.new_empty((self.capacity, *key.shape[1:])),
                 value.new_empty((self.capacity, *value.shape[1:])),
             )
         keys, values = self._layers[layer]
+        slots = slots.to(keys.device)
         keys.index_copy_(0, slots, key)
         values.index_copy_(0, slots, value)
 
@@ -99,6 +101,13 @@ class RowBatch:
     known: Geometry | None = None
     """Positions and lengths on the host."""
 
+    def to(self, device: torch.device) -> RowBatch:
+        """A copy for layers on another device, with masks of its own."""
+        positions, lengths = self.positions.to(device), self.lengths.to(device)
+        known = self.known and self.known.of_copies(positions, lengths)
+        tokens, keys = self.tokens.to(device), self.keys.to(device)
+        return replace(self, tokens=tokens, keys=keys, positions=positions, lengths=lengths, masks={}, known=known)
+
     @cached_property
     def real(self) -> torch.Tensor:
         """Places of the queries that are no padding among all of `tokens`, [queries]."""
@@ -127,7 +136,8 @@ class PackedRows:
     """The rows of one chunk over a store."""
 
     def __init__(self, batches: list[RowBatch], store: KeyValueStore, slots: torch.Tensor, keep: bool) -> None:
-        self.batches = batches
+        self.batches = Copies(batches, slots.device, lambda found, device: [batch.to(device) for batch in found])
+        """By the device of the layer that attends."""
         self.store = store
         self.slots = slots
         self.keep = keep
@@ -147,7 +157,7 @@ class PackedRows:
         if self.keep:
             self.store.write(layer, self.slots, flat_key, flat_value)
         out = query.new_empty((flat_query.shape[0], flat_query.shape[1], flat_value.shape[-1]))
-        for batch in self.batches:
+        for batch in self.batches[query.device]:
             if batch.span is not None:
                 first, last = batch.span
                 shape = (len(batch.lengths), -1, *flat_query.shape[1:])
@@ -183,6 +193,35 @@ class PackedRows:
         return out[None]
 
 
+@dataclass(frozen=True)
+class Step:
+    """Where one step of decode reads and writes.
+
+    Attributes:
+        active: The lanes that take part, [n].
+        lengths: Keys of each, the new one counted, [n].
+        at: Position of the new one, [n, 1].
+        known: Positions and lengths on the host.
+    """
+
+    active: torch.Tensor
+    lengths: torch.Tensor
+    at: torch.Tensor
+    known: Geometry
+
+    @classmethod
+    def of(cls, active: torch.Tensor, ends: np.ndarray) -> Step:
+        """The step that makes these lanes so long."""
+        lengths = torch.from_numpy(ends).to(active.device)
+        at = (lengths - 1)[:, None]
+        return cls(active, lengths, at, Geometry(ends[:, None] - 1, ends, (at, lengths)))
+
+    def to(self, device: torch.device) -> Step:
+        """A copy for layers on another device."""
+        at, lengths = self.at.to(device), self.lengths.to(device)
+        return Step(self.active.to(device), lengths, at, self.known.of_copies(at, lengths))
+
+
 class Lanes:
     """Contiguous keys and values of sequences that are being generated, one lane a sequence."""
 
@@ -190,11 +229,9 @@ class Lanes:
         self.lanes = lanes
         self.capacity = capacity
         self._layers: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
-        self.active = torch.zeros(0, dtype=torch.long)
-        self.lengths = torch.zeros(0, dtype=torch.long)
-        self.at = self.lengths[:, None]
+        self.now: Copies[Step]
+        """The step that runs, by the device of the layer that attends; there is none before the first `step`."""
         self.longest = 0
-        self.known: Geometry | None = None
         self.states: list[list[dict[Any, Any]]] = []
 
     def load(self, store: KeyValueStore, places: list[int], slots: list[np.ndarray]) -> None:
@@ -223,12 +260,10 @@ class Lanes:
         Returns:
             The lengths on the device of `active`, [n].
         """
-        self.active, self.states, self.longest = active, states, max(lengths)
-        ends = np.asarray(lengths, dtype=np.int64)
-        self.lengths = torch.from_numpy(ends).to(active.device)
-        self.at = (self.lengths - 1)[:, None]
-        self.known = Geometry(ends[:, None] - 1, ends, (self.at, self.lengths))
-        return self.lengths
+        self.states, self.longest = states, max(lengths)
+        step = Step.of(active, np.asarray(lengths, dtype=np.int64))
+        self.now = Copies(step, active.device, Step.to)
+        return step.lengths
 
     def attend(
         self,
@@ -242,23 +277,24 @@ class Lanes:
     ) -> torch.Tensor:
         """One query for each active lane; query [1, heads, n, dim] in, [1, n, heads, value_dim] out."""
         keys, values = self._layers[layer]
-        keys[self.active, :, self.at[:, 0]] = key[0].transpose(0, 1)
-        values[self.active, :, self.at[:, 0]] = value[0].transpose(0, 1)
-        everyone = len(self.active) == self.lanes
+        step = self.now[query.device]
+        keys[step.active, :, step.at[:, 0]] = key[0].transpose(0, 1)
+        values[step.active, :, step.at[:, 0]] = value[0].transpose(0, 1)
+        everyone = len(step.active) == self.lanes
         k, v = keys[:, :, : self.longest], values[:, :, : self.longest]
         if not everyone:
-            k, v = k[self.active], v[self.active]
+            k, v = k[step.active], v[step.active]
         view = AttentionView(
             query[0].transpose(0, 1)[:, :, None],
             k,
             v,
-            self.at,
-            self.lengths,
+            step.at,
+            step.lengths,
             scaling,
             layer,
             decode=True,
             states=self.states,
-            known=self.known,
+            known=step.known,
             **options,
         )
         out = attend_dense(view) if policy is None else policy.attend(view)

@@ -65,7 +65,8 @@ class Prefills:
         layers = {}
         for layer in store.layers:
             key, value = store.layer(layer)
-            layers[layer] = (key[slots], value[slots])
+            there = slots.to(key.device)
+            layers[layer] = (key[there], value[there])
         self._kept[name] = KeptPass(layers, counts)
         self.size += size
 

@@ -1,9 +1,33 @@
-"""Numbers that the host knows and a device needs."""
+"""What a device needs: numbers that the host knows, and copies of what lies on another device."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Generic, TypeVar
+
 import numpy as np
 import torch
+
+T = TypeVar("T")
+
+
+class Copies(dict[torch.device, T], Generic[T]):
+    """One thing that is made of tensors, by device: copied when the first layer on another device asks for it.
+
+    Args:
+        original: The thing.
+        device: Where it lies.
+        moved: Gives a copy of it on another device.
+    """
+
+    def __init__(self, original: T, device: torch.device, moved: Callable[[T, torch.device], T]) -> None:
+        super().__init__({device: original})
+        self.original = original
+        self.moved = moved
+
+    def __missing__(self, device: torch.device) -> T:
+        copy = self[device] = self.moved(self.original, device)
+        return copy
 
 
 def sent(values: np.ndarray, device: torch.device) -> torch.Tensor:

@@ -15,6 +15,7 @@ from sparsebench.engine.flow import Flow
 from sparsebench.errors import InputError
 from sparsebench.systems.base import System
 from sparsebench.systems.counters import Counters
+from sparsebench.systems.experts import ExpertLinear, Experts, experts_in
 
 if TYPE_CHECKING:
     from sparsebench.cost import ModelShape
@@ -32,11 +33,12 @@ MAX_LANES = {"cpu": 128, "cuda": 1024}
 
 @dataclass(frozen=True)
 class LinearSite:
-    """One linear layer inside the decoder blocks.
+    """One linear layer inside the decoder blocks, or one projection of one expert.
 
     Attributes:
-        name: Its name in the model, `model.layers.0.mlp.up_proj`.
-        module: The module; its `weight` is [out, in], or [in, out] where `transposed` (GPT-2's Conv1D).
+        name: Its name in the model, `model.layers.0.mlp.up_proj`, `model.layers.0.mlp.experts.3.down_proj`.
+        module: The module; its `weight` is [out, in], or [in, out] where `transposed` (GPT-2's Conv1D). The projection
+            of an expert is a module that runs only within `systems.experts.exposed`.
         block: Index of the decoder block.
     """
 
@@ -46,10 +48,29 @@ class LinearSite:
     transposed: bool
 
     @property
+    def expert(self) -> int | None:
+        """Index of the expert; None: a layer of its own."""
+        return self.module.index if isinstance(self.module, ExpertLinear) else None
+
+    @property
+    def owner(self) -> torch.nn.Parameter:
+        """The parameter that holds the weight: [out, in] or [in, out], of experts all of these in one."""
+        return self.module.stack if isinstance(self.module, ExpertLinear) else self.module.get_parameter("weight")
+
+    @property
+    def holder(self) -> torch.nn.Module:
+        """What runs it in the model as it is: the module, or the one of all experts."""
+        return self.module.experts.module if isinstance(self.module, ExpertLinear) else self.module
+
+    def part(self, whole: torch.Tensor) -> torch.Tensor:
+        """What of a tensor of the form of `owner` is this layer's, as [out, in]; a view."""
+        own = whole if self.expert is None else whole[self.expert]
+        return own.T if self.transposed else own
+
+    @property
     def weight(self) -> torch.Tensor:
         """The weight as [out, in]; a view, writing to it writes to the model."""
-        weight = self.module.get_parameter("weight")
-        return weight.T if self.transposed else weight
+        return self.part(self.owner)
 
     @property
     def role(self) -> str:
@@ -87,6 +108,7 @@ class CausalLM(System):
         self.ref = ref
         self.fingerprint = fingerprint or hash_weights(model)
         self.device: torch.device = next(model.parameters()).device
+        """Where tokens go in and logits come out; blocks may lie on others (`systems.spreading`)."""
         if self.device.type == "cuda":
             # cuDNN's attention builds a plan for every shape, and packed rows hardly ever have the same one twice.
             torch.backends.cuda.enable_cudnn_sdp(False)
@@ -131,22 +153,42 @@ class CausalLM(System):
         get = getattr(self.model.config, "get_text_config", None)
         return get() if get is not None else self.model.config
 
+    @property
+    def devices(self) -> list[str]:
+        """All devices that hold weights, the first one first."""
+        return list(dict.fromkeys(str(parameter.device) for parameter in self.model.parameters()))
+
     @cached_property
     def blocks(self) -> list[torch.nn.Module]:
-        """The decoder blocks: the longest list of modules that hold linear layers."""
-        lists = [list(m) for m in self.model.modules() if isinstance(m, torch.nn.ModuleList) and _holds_linear(m)]
-        return max(lists, key=len, default=[])
+        """See `decoder_blocks`."""
+        return decoder_blocks(self.model)
 
     @cached_property
     def linears(self) -> list[LinearSite]:
-        """Linear layers of the decoder blocks, in order; embeddings and LM head are none of them."""
+        """Linear layers of the decoder blocks, with the projections of experts; no embeddings and no LM head.
+
+        They are in the model's order, and those of one expert follow one another.
+        """
         names = {id(module): name for name, module in self.model.named_modules()}
-        return [
-            LinearSite(names[id(module)], module, index, type(module).__name__ == "Conv1D")
-            for index, block in enumerate(self.blocks)
-            for module in block.modules()
-            if _is_linear(module)
-        ]
+        found = []
+        for index, block in enumerate(self.blocks):
+            for module in block.modules():
+                name = names[id(module)]
+                if _is_linear(module):
+                    found.append(LinearSite(name, module, index, type(module).__name__ == "Conv1D"))
+                elif (experts := experts_in(module)) is not None:
+                    found += [
+                        LinearSite(f"{name}.{own.index}.{own.role}", own, index, experts.transposed)
+                        for expert in experts.linears
+                        for own in expert
+                    ]
+        return found
+
+    @property
+    def experts(self) -> list[Experts]:
+        """The experts whose projections are among `linears`, one entry for each module that holds some."""
+        found = [site.module.experts for site in self.linears if isinstance(site.module, ExpertLinear)]
+        return list({id(experts): experts for experts in found}.values())
 
     @cached_property
     def shape(self) -> ModelShape:
@@ -198,6 +240,7 @@ class CausalLM(System):
             "dtype": str(self.dtype).removeprefix("torch."),
             "base_precision": self.base_precision,
             "device": str(self.device),
+            **({"devices": self.devices} if len(self.devices) > 1 else {}),
             "engine": f"plain calls: {self.obstacle}" if self.obstacle else "packed rows",
             "parameters": sum(p.numel() for p in self.model.parameters()),
             **self._described_shape(),
@@ -298,6 +341,12 @@ def sum_of_pairs(start: int, count: int) -> int:
 
 def _is_linear(module: torch.nn.Module) -> bool:
     return isinstance(module, torch.nn.Linear) or type(module).__name__ == "Conv1D"
+
+
+def decoder_blocks(model: Any) -> list[torch.nn.Module]:
+    """The decoder blocks: the longest list of modules that hold linear layers."""
+    lists = [list(m) for m in model.modules() if isinstance(m, torch.nn.ModuleList) and _holds_linear(m)]
+    return max(lists, key=len, default=[])
 
 
 def _holds_linear(modules: torch.nn.ModuleList) -> bool:

@@ -80,7 +80,9 @@ def model_files(ref: str) -> ModelFiles:
     return ModelFiles(str(reference), path, _folder_fingerprint(path))
 
 
-def load_causal_lm(ref: str, dtype: str = "auto", device: str = "cpu", batch_tokens: int | None = None) -> CausalLM:
+def load_causal_lm(
+    ref: str, dtype: str = "auto", device: str = "cpu", batch_tokens: int | None = None, devices: int = 1
+) -> CausalLM:
     """A causal LM under test.
 
     Args:
@@ -88,18 +90,21 @@ def load_causal_lm(ref: str, dtype: str = "auto", device: str = "cpu", batch_tok
         dtype: `auto`, `float32`, `bfloat16` or `float16`.
         device: `cpu`, `cuda`, `cuda:1`.
         batch_tokens: Tokens of one forward pass.
+        devices: GPUs that its blocks are spread over, from `device` on; its weights pass through the host's memory.
 
     Raises:
-        InputError: It is no causal LM.
-        MissingError: It is not to be had.
+        InputError: It is no causal LM, or there are fewer GPUs.
+        MissingError: It is not to be had, or accelerate is not installed, which spreads it.
     """
     from sparsebench.systems.causal_lm import CausalLM
+    from sparsebench.systems.spreading import devices_from, spread
 
+    places = devices_from(device, devices)
     files = model_files(ref)
     chosen = resolve_dtype(dtype, device)
     check_causal(files)
     return CausalLM(
-        _load_model(files, chosen).to(device),
+        spread(_load_model(files, chosen), places),
         load_tokenizer(ref),
         files.ref,
         files.fingerprint,

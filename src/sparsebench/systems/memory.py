@@ -61,7 +61,8 @@ class AddedMemory:
     """Memory that a piece of work took above what there was before it.
 
     Attributes:
-        bytes: Its peak: resident memory, or the GPU's where one is in use; None where neither can be read.
+        bytes: Its peak: resident memory, or that of GPUs where they are in use, each one's own; None where neither can
+            be read.
     """
 
     bytes: int | None = None
@@ -80,10 +81,12 @@ def added_memory(interval: float = 0.02) -> Iterator[AddedMemory]:
     found = AddedMemory()
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized():
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
+        gpus = range(torch.cuda.device_count())
+        for gpu in gpus:
+            torch.cuda.reset_peak_memory_stats(gpu)
+        before = sum(torch.cuda.memory_allocated(gpu) for gpu in gpus)
         yield found
-        found.bytes = torch.cuda.max_memory_allocated() - before
+        found.bytes = sum(torch.cuda.max_memory_allocated(gpu) for gpu in gpus) - before
         return
     first = resident()
     if first is None:

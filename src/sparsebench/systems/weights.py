@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import torch
-from torch.nn.modules.conv import _ConvNd
+
+from sparsebench.errors import InputError
+from sparsebench.systems.experts import many_in_one
 
 if TYPE_CHECKING:
     from sparsebench.systems.causal_lm import CausalLM, LinearSite
@@ -33,23 +35,31 @@ class Stored:
         """Bits of all parts together."""
         return sum(self.bits.values())
 
+    def scaled(self, share: float) -> Stored:
+        """That share of it."""
+        bits = {name: share * count for name, count in self.bits.items()}
+        return Stored(round(share * self.weights), round(share * self.kept), bits)
+
 
 @dataclass(frozen=True)
 class WeightSparsity:
     """Zeros counted in the weights of a model as they are.
 
     Attributes:
-        prunable: Weights of the linear layers of the decoder blocks, with experts that are stacked in one tensor, which
-            no method reaches; neither embeddings nor LM head are among them.
+        prunable: Weights of the linear layers of the decoder blocks, with those of experts; neither embeddings nor LM
+            head are among them.
         zeros: Exact zeros among those; of a weight that is stored otherwise, the multiply-adds that its form saves.
         total: All parameters of the model, tied ones once.
         stored: Weights that are stored otherwise than entry by entry.
+        active: The same of the weights that run for a token, on average over experts; None where all of them do, and
+            where it is not known which.
     """
 
     prunable: int
     zeros: int
     total: int
     stored: tuple[Stored, ...] = ()
+    active: WeightSparsity | None = None
 
     @property
     def sparsity(self) -> float:
@@ -64,49 +74,71 @@ class WeightSparsity:
 
 def weight_sparsity(system: CausalLM) -> WeightSparsity:
     """Count the zeros that the weights of a model have now."""
-    zeros = size = 0
-    for site in prunable(system):
-        weight, stored = owner_of(site), system.stored.get(site.name)
-        kept = stored.kept if stored is not None else int(torch.count_nonzero(weight))
-        zeros += weight.numel() - kept
-        size += weight.numel()
-    for experts in stacked(system):
-        zeros += experts.numel() - int(torch.count_nonzero(experts))
-        size += experts.numel()
+    sites = prunable(system)
+    sizes = [site.weight.numel() for site in sites]
+    zeros = []
+    for site, size in zip(sites, sizes, strict=True):
+        stored = system.stored.get(site.name)
+        zeros.append(size - (stored.kept if stored is not None else int(torch.count_nonzero(site.weight))))
+    whole, gone = sum(sizes), sum(zeros)
+    for experts in out_of_reach(system):
+        gone += experts.numel() - int(torch.count_nonzero(experts))
+        whole += experts.numel()
     total = sum(parameter.numel() for parameter in system.model.parameters())
-    return WeightSparsity(size, zeros, total, tuple(system.stored.values()))
+    active = _active(system, sites, sizes, zeros) if any(site.expert is not None for site in sites) else None
+    return WeightSparsity(whole, gone, total, tuple(system.stored.values()), active)
+
+
+def _active(
+    system: CausalLM, sites: Sequence[LinearSite], sizes: Sequence[int], zeros: Sequence[int]
+) -> WeightSparsity | None:
+    from sparsebench.cost import active_share
+
+    try:
+        shares = [active_share(system, site) for site in sites]
+    except InputError:
+        return None
+    size, gone = (round(sum(s * n for s, n in zip(shares, counts, strict=True))) for counts in (sizes, zeros))
+    forms = ((share, system.stored.get(site.name)) for share, site in zip(shares, sites, strict=True))
+    return WeightSparsity(size, gone, size, tuple(form.scaled(share) for share, form in forms if form is not None))
 
 
 def prunable(system: CausalLM) -> list[LinearSite]:
-    """The linear layers of the decoder blocks; of several that share one weight, the first."""
-    return list({id(owner_of(site)): site for site in reversed(system.linears)}.values())[::-1]
+    """The linear layers of the decoder blocks and projections of experts; of several that share a weight, the first."""
+    return list({(id(site.owner), site.expert): site for site in reversed(system.linears)}.values())[::-1]
 
 
-def stacked(system: CausalLM) -> list[torch.nn.Parameter]:
-    """Weights of experts that lie in one tensor, [experts, ...]: linear maps that are no modules of their own."""
+def out_of_reach(system: CausalLM) -> list[torch.nn.Parameter]:
+    """Weights of experts that lie in one tensor in a form that is not known; no method reaches them."""
+    known = {id(site.owner) for site in system.linears}
     modules = (module for block in system.blocks for module in block.modules())
-    plain = (module for module in modules if not isinstance(module, _ConvNd))
-    found = (p for module in plain for p in module.parameters(recurse=False) if p.dim() == 3)
-    return list({id(p): p for p in found}.values())
-
-
-def owner_of(site: LinearSite) -> torch.nn.Parameter:
-    """The parameter that holds a layer's weight, [in, out] where the layer is transposed."""
-    return cast(torch.nn.Parameter, site.module.weight)
+    found = (parameter for module in modules for parameter in many_in_one(module) if id(parameter) not in known)
+    return list({id(parameter): parameter for parameter in found}.values())
 
 
 def put(site: LinearSite, weight: torch.Tensor) -> None:
-    """Give a layer another weight, [out, in]; its parameter stays, so whatever is tied to it follows."""
-    own = owner_of(site)
+    """Give a layer another weight, [out, in]; its parameter stays, so whatever is tied to it follows.
+
+    A layer of its own has other memory after it. An expert's projection is written to where it lies, so that views of
+    it change with it: within `restoring` the originals are safe.
+    """
+    own = site.owner
+    if site.expert is not None:
+        site.part(own.data).copy_(weight)
+        return
     own.data = (weight.T if site.transposed else weight).to(own.dtype).contiguous()
 
 
 @contextmanager
 def restoring(sites: Sequence[LinearSite]) -> Iterator[None]:
     """Within the context layers may be `put` other weights; after it each has the memory that it had before."""
-    owners = [owner_of(site) for site in sites]
+    owners = list({id(site.owner): site.owner for site in sites}.values())
+    shared = {id(site.owner) for site in sites if site.expert is not None}
     originals = [owner.data for owner in owners]
     try:
+        for owner in owners:
+            if id(owner) in shared:
+                owner.data = owner.data.clone()
         yield
     finally:
         for owner, original in zip(owners, originals, strict=True):

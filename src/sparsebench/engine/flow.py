@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from sparsebench.engine.attention import AttentionPolicy, AttentionView, Geometry, attend_dense
+from sparsebench.engine.transfer import sent
 
 MASK_ELEMENTS = 2**25
 """Largest rows x queries x keys of one attention call; more rows are taken in turns."""
@@ -202,6 +203,7 @@ class Lanes:
         if not places:
             return
         width = max(len(own) for own in slots)
+        self.longest = max(self.longest, width)
         padded = np.stack([np.pad(own, (0, width - len(own)), mode="edge") for own in slots])
         source, target = torch.from_numpy(padded), torch.tensor(places)
         for layer in store.layers:
@@ -217,15 +219,24 @@ class Lanes:
         """All keys and values of a layer, each [lanes, kv_heads, capacity, dim]."""
         return self._layers[layer]
 
-    def step(self, active: torch.Tensor, lengths: Sequence[int], states: list[list[dict[Any, Any]]]) -> torch.Tensor:
-        """The next step feeds one token to each lane of `active`, [n]; `lengths` counts it already.
+    def move(self, sources: list[int], targets: list[int]) -> None:
+        """Put the keys and values of lanes into others."""
+        places = np.array([sources, targets], dtype=np.int64)
+        for pair in self._layers.values():
+            source, target = sent(places, pair[0].device)
+            for lane in pair:
+                lane[target, :, : self.longest] = lane[source, :, : self.longest]
+
+    def step(self, lengths: Sequence[int], states: list[list[dict[Any, Any]]], device: torch.device) -> torch.Tensor:
+        """The next step feeds one token to each of the first lanes, as many as `lengths`, which counts it already.
 
         Returns:
-            The lengths on the device of `active`, [n].
+            The lengths on the device, [n].
         """
-        self.active, self.states, self.longest = active, states, max(lengths)
+        self.states, self.longest = states, max(lengths)
         ends = np.asarray(lengths, dtype=np.int64)
-        self.lengths = torch.from_numpy(ends).to(active.device)
+        self.active = torch.arange(len(ends), device=device)
+        self.lengths = sent(ends, device)
         self.at = (self.lengths - 1)[:, None]
         self.known = Geometry(ends[:, None] - 1, ends, (self.at, self.lengths))
         return self.lengths
@@ -240,14 +251,12 @@ class Lanes:
         scaling: float,
         options: dict[str, Any],
     ) -> torch.Tensor:
-        """One query for each active lane; query [1, heads, n, dim] in, [1, n, heads, value_dim] out."""
+        """One query for each of the first lanes; query [1, heads, n, dim] in, [1, n, heads, value_dim] out."""
         keys, values = self._layers[layer]
         keys[self.active, :, self.at[:, 0]] = key[0].transpose(0, 1)
         values[self.active, :, self.at[:, 0]] = value[0].transpose(0, 1)
-        everyone = len(self.active) == self.lanes
-        k, v = keys[:, :, : self.longest], values[:, :, : self.longest]
-        if not everyone:
-            k, v = k[self.active], v[self.active]
+        count = len(self.active)
+        k, v = keys[:count, :, : self.longest], values[:count, :, : self.longest]
         view = AttentionView(
             query[0].transpose(0, 1)[:, :, None],
             k,

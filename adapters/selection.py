@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 
@@ -101,16 +102,61 @@ def take_equal(score: torch.Tensor, cut: float, room: int) -> tuple[torch.Tensor
 
 
 def counts(chosen: torch.Tensor) -> torch.Tensor:
-    """Entries set in each row of a bool tensor, int64 [rows]."""
+    """Entries set in each row of a bool tensor [rows, columns], int64 [rows]."""
     if chosen.device.type == "cpu":
-        return torch.from_numpy(np.count_nonzero(chosen.numpy(), axis=-1))
+        return torch.from_numpy(_set_in_rows(chosen.numpy()))
     return chosen.sum(dim=-1)
 
 
 def zeros(x: torch.Tensor) -> torch.Tensor:
-    """Exact zeros in each row, int64 [rows]."""
+    """Exact zeros in each row of x [rows, columns], int64 [rows]."""
     if x.device.type != "cpu":
         return x.shape[-1] - torch.count_nonzero(x, dim=-1)
-    whole = {2: torch.int16, 4: torch.int32, 8: torch.int64}[x.element_size()]
-    unsigned = np.left_shift(x.contiguous().view(whole).numpy(), 1)  # the sign goes: a negative zero is a zero
-    return torch.from_numpy(x.shape[-1] - np.count_nonzero(unsigned, axis=-1))
+    bits = x.contiguous().view(WHOLE[x.element_size()]).numpy()
+    return torch.from_numpy(_set_in_rows(np.left_shift(bits, 1) == 0))  # the sign goes: a negative zero is a zero
+
+
+def at_most(score: torch.Tensor, threshold: float) -> torch.Tensor:
+    """`score <= threshold`, bool; on a processor many times as fast.
+
+    Args:
+        score: Not negative, without NaN.
+        threshold: Rounded to the precision of the score, as the comparison does it.
+    """
+    if score.device.type != "cpu":
+        return score <= threshold
+    limit = torch.tensor(threshold, dtype=score.dtype)
+    if score.element_size() == 2 and threshold >= 0:
+        # The bits of floats that are not negative are ordered as they are.
+        score, limit = score.contiguous().view(torch.int16), limit.abs().view(torch.int16)
+    elif score.dtype == torch.bfloat16:
+        return score <= threshold
+    return torch.from_numpy(np.less_equal(score.numpy(), limit.numpy()))
+
+
+def without(x: torch.Tensor, gone: torch.Tensor) -> torch.Tensor:
+    """x with zeros where `gone`, bool of the same shape, is set."""
+    if x.device.type != "cpu":
+        return x * ~gone
+    # Integers are multiplied with flags ten times as fast as halves are, and many times as fast as a mask fills.
+    bits: torch.Tensor = x.view(WHOLE[x.element_size()]) * ~gone
+    return bits.view(x.dtype)
+
+
+WHOLE = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+"""Integers by their bytes."""
+_LANES = 255
+"""Flags that one byte can count."""
+
+
+def _set_in_rows(flags: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
+    """Flags set in each row of [rows, columns]; eight columns are added at a time, each in a byte of its own."""
+    rows, columns = flags.shape
+    if columns % 8:
+        flags = np.pad(flags, ((0, 0), (0, -columns % 8)))
+    words = np.ascontiguousarray(flags).view(np.uint64)
+    total = np.zeros(rows, dtype=np.int64)
+    for first in range(0, words.shape[1], _LANES):
+        sums = np.add.reduce(words[:, first : first + _LANES], axis=1)
+        total += sums.view(np.uint8).reshape(rows, 8).sum(axis=1, dtype=np.int64)
+    return total

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from sparsebench.adapters.activation._tokens import Tokens, positions_of_call
-from sparsebench.adapters.selection import zeros
+from sparsebench.adapters.selection import without, zeros
 from sparsebench.cost import active_share
 from sparsebench.engine.transfer import Copies
 from sparsebench.systems.experts import ExpertLinear
@@ -151,7 +151,7 @@ class Masking:
         gone = self.adapter.drop(flat.detach(), state, tokens.positions, level, threshold)
         if not tokens.everyone:
             gone = gone & tokens.chosen[:, None]
-        return (flat * ~gone).reshape(x.shape)  # many times as fast on a processor as filling by a mask
+        return without(flat, gone).reshape(x.shape)
 
     def _counted(self, x: torch.Tensor, masked: torch.Tensor, tokens: Tokens) -> dict[str, Counted]:
         """For each phase the entries in scope, the zeros among them before, and after."""

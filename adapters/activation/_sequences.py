@@ -11,7 +11,7 @@ import torch
 
 from sparsebench.adapters.activation._masking import Counted, Masking
 from sparsebench.adapters.activation.base import dropped
-from sparsebench.adapters.selection import smallest
+from sparsebench.adapters.selection import smallest, without
 from sparsebench.engine.flow import Lanes, PackedRows
 from sparsebench.engine.transfer import Copies, sent
 
@@ -163,7 +163,7 @@ class PromptMasking(Masking):
             owners = np.repeat(np.arange(len(rows)), [len(row.decode) for row in rows])
             gone[torch.cat([row.decode for row in rows])] = chosen[sent(owners, flat.device)]
         self._gone = gone
-        return (flat * ~gone).reshape(x.shape)
+        return without(flat, gone).reshape(x.shape)
 
     def _counted(self, x: torch.Tensor, masked: torch.Tensor, tokens: Tokens) -> dict[str, Counted]:
         channels, none = x.shape[-1], torch.zeros((), dtype=torch.long, device=x.device)

@@ -147,11 +147,11 @@ class ActivationAdapter(Adapter):
         self, x: torch.Tensor, state: Any, positions: torch.Tensor, sparsity: float, threshold: float
     ) -> torch.Tensor:
         """Which channels of these tokens become zero, bool [tokens, channels]."""
+        from sparsebench.adapters.selection import at_most, smallest
+
         score = self.score(x, state, positions)
         if self.rule == "threshold":
-            return score <= threshold
-        from sparsebench.adapters.selection import smallest
-
+            return at_most(score, threshold)
         return smallest(score.float(), dropped(sparsity, x.shape[1]))
 
     def shares_masks(self) -> bool:

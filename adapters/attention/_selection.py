@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -375,6 +376,8 @@ def top_mask(scores: torch.Tensor, counts: torch.Tensor, most: int | None = None
         most: A number that no count exceeds, where the caller knows one: a device would have to be asked.
     """
     keys = scores.shape[-1]
+    if scores.device.type == "cuda" and scores.dtype == torch.float32 and (kernel := _kernel(keys)) is not None:
+        return kernel(scores, counts)
     most = _largest(counts) if most is None else most
     most = keys if most is None else min(most, keys)
     if most == 0:
@@ -388,6 +391,16 @@ def top_mask(scores: torch.Tensor, counts: torch.Tensor, most: int | None = None
     if tied.device.type not in ASKED or bool((tied.sum(dim=-1, keepdim=True) > room).any()):
         tied &= tied.cumsum(dim=-1, dtype=torch.int32) <= room
     return (above | tied) & (counts > 0)
+
+
+@lru_cache(maxsize=64)
+def _kernel(keys: int) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None:
+    """What does the same in one kernel, where Triton is there and rows are not too long."""
+    try:
+        from sparsebench.kernels.selection import WIDEST, select_mask
+    except ImportError:
+        return None
+    return select_mask if 0 < keys <= WIDEST else None
 
 
 def _largest(counts: torch.Tensor) -> int | None:

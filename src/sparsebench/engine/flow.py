@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from sparsebench.engine.attention import AttentionPolicy, AttentionView, Geometry, attend_dense
-from sparsebench.engine.transfer import Copies
+from sparsebench.engine.transfer import Copies, sent
 
 MASK_ELEMENTS = 2**25
 """Largest rows x queries x keys of one attention call; more rows are taken in turns."""
@@ -198,7 +198,7 @@ class Step:
     """Where one step of decode reads and writes.
 
     Attributes:
-        active: The lanes that take part, [n].
+        active: The lanes that take part, the first ones, [n].
         lengths: Keys of each, the new one counted, [n].
         at: Position of the new one, [n, 1].
         known: Positions and lengths on the host.
@@ -210,11 +210,13 @@ class Step:
     known: Geometry
 
     @classmethod
-    def of(cls, active: torch.Tensor, ends: np.ndarray) -> Step:
-        """The step that makes these lanes so long."""
-        lengths = torch.from_numpy(ends).to(active.device)
+    def of(cls, ends: np.ndarray, device: torch.device) -> Step:
+        """The step that makes the first lanes so long."""
+        lengths = sent(ends, device)
         at = (lengths - 1)[:, None]
-        return cls(active, lengths, at, Geometry(ends[:, None] - 1, ends, (at, lengths)))
+        return cls(
+            torch.arange(len(ends), device=device), lengths, at, Geometry(ends[:, None] - 1, ends, (at, lengths))
+        )
 
     def to(self, device: torch.device) -> Step:
         """A copy for layers on another device."""
@@ -239,6 +241,7 @@ class Lanes:
         if not places:
             return
         width = max(len(own) for own in slots)
+        self.longest = max(self.longest, width)
         padded = np.stack([np.pad(own, (0, width - len(own)), mode="edge") for own in slots])
         source, target = torch.from_numpy(padded), torch.tensor(places)
         for layer in store.layers:
@@ -254,15 +257,23 @@ class Lanes:
         """All keys and values of a layer, each [lanes, kv_heads, capacity, dim]."""
         return self._layers[layer]
 
-    def step(self, active: torch.Tensor, lengths: Sequence[int], states: list[list[dict[Any, Any]]]) -> torch.Tensor:
-        """The next step feeds one token to each lane of `active`, [n]; `lengths` counts it already.
+    def move(self, sources: list[int], targets: list[int]) -> None:
+        """Put the keys and values of lanes into others."""
+        source, target = torch.tensor(sources), torch.tensor(targets)
+        for pair in self._layers.values():
+            source, target = source.to(pair[0].device), target.to(pair[0].device)
+            for lane in pair:
+                lane[target, :, : self.longest] = lane[source, :, : self.longest]
+
+    def step(self, lengths: Sequence[int], states: list[list[dict[Any, Any]]], device: torch.device) -> torch.Tensor:
+        """The next step feeds one token to each of the first lanes, as many as `lengths`, which counts it already.
 
         Returns:
-            The lengths on the device of `active`, [n].
+            The lengths on the device, [n].
         """
         self.states, self.longest = states, max(lengths)
-        step = Step.of(active, np.asarray(lengths, dtype=np.int64))
-        self.now = Copies(step, active.device, Step.to)
+        step = Step.of(np.asarray(lengths, dtype=np.int64), device)
+        self.now = Copies(step, device, Step.to)
         return step.lengths
 
     def attend(
@@ -275,15 +286,13 @@ class Lanes:
         scaling: float,
         options: dict[str, Any],
     ) -> torch.Tensor:
-        """One query for each active lane; query [1, heads, n, dim] in, [1, n, heads, value_dim] out."""
+        """One query for each of the first lanes; query [1, heads, n, dim] in, [1, n, heads, value_dim] out."""
         keys, values = self._layers[layer]
         step = self.now[query.device]
+        count = len(step.active)
         keys[step.active, :, step.at[:, 0]] = key[0].transpose(0, 1)
         values[step.active, :, step.at[:, 0]] = value[0].transpose(0, 1)
-        everyone = len(step.active) == self.lanes
-        k, v = keys[:, :, : self.longest], values[:, :, : self.longest]
-        if not everyone:
-            k, v = k[step.active], v[step.active]
+        k, v = keys[:count, :, : self.longest], values[:count, :, : self.longest]
         view = AttentionView(
             query[0].transpose(0, 1)[:, :, None],
             k,

@@ -15,7 +15,9 @@ from sparsebench.engine import trie
 from sparsebench.engine.correction import Correction, Verdict, Window, count_moved, count_spared, verdicts
 from sparsebench.engine.flow import Lanes
 from sparsebench.engine.forward import TreeRun, step
+from sparsebench.engine.reuse import Prefills
 from sparsebench.engine.scoring import NOT_FINITE
+from sparsebench.engine.transfer import sent
 from sparsebench.errors import InputError
 from sparsebench.identity import seed_of
 
@@ -92,6 +94,8 @@ class Generator:
         waiting: deque[tuple[int, int, int]] = deque()  # request, node, first token
         chunks = self.run_tree.chunks()
         exhausted = False
+        if (kept := Prefills.of(self.system)) is not None:
+            kept.next_turn()
         while True:
             # Prompts are computed only as lanes come free, so that their keys do not pile up.
             while not exhausted and len(waiting) < len(free):
@@ -100,11 +104,13 @@ class Generator:
                     exhausted = True
                     break
                 self._prefill(chunk, waiting)
+                self._admit(lanes, free, active, waiting)
             self._admit(lanes, free, active, waiting)
             if not active:
                 if exhausted and not waiting:
                     return self.texts
                 continue
+            self._close_up(lanes, free, active)
             self._step(lanes, free, active)
 
     def _prefill(self, chunk: list[int], waiting: deque[tuple[int, int, int]]) -> None:
@@ -137,6 +143,18 @@ class Generator:
         if self.system.correction is not None:
             self._settle(lanes, free, active, places)
 
+    def _close_up(self, lanes: Lanes, free: deque[int], active: dict[int, _Lane]) -> None:
+        """Move the last lanes into free ones before them: a step reads lanes that lie together as they are."""
+        holes = [place for place in range(len(active)) if place not in active]
+        if not holes:
+            return
+        movers = sorted(place for place in active if place >= len(active))
+        lanes.move(movers, holes)
+        for old, new in zip(movers, holes, strict=True):
+            active[new] = active.pop(old)
+        free.clear()
+        free.extend(range(len(active), lanes.lanes))
+
     def _leave(self, lane: _Lane) -> None:
         """The keys of a prompt are in its lane, or not needed: the tree may drop them."""
         node = self.nodes[lane.node]
@@ -145,21 +163,22 @@ class Generator:
             self.run_tree.release(lane.node)
 
     def _step(self, lanes: Lanes, free: deque[int], active: dict[int, _Lane]) -> None:
-        places = sorted(active)
+        places = range(len(active))
         device = self.system.device
         current = [active[p] for p in places]
         prompts = [self.prompts[lane.request] for lane in current]
-        ids = torch.tensor([lane.generated[-1] for lane in current], device=device)
+        ids = sent(np.array([lane.generated[-1] for lane in current], dtype=np.int64), device)
         ends = [len(p.tokens) + len(lane.generated) for p, lane in zip(prompts, current, strict=True)]
-        lengths = lanes.step(torch.tensor(places, device=device), ends, [lane.states for lane in current])
+        lengths = lanes.step(ends, [lane.states for lane in current], device)
         self.system.count_decode(ends)
-        logits = step(self.system, lanes, ids, lengths, torch.tensor([p.prefill for p in prompts], device=device))
+        prefills = sent(np.array([p.prefill for p in prompts], dtype=np.int64), device)
+        logits = step(self.system, lanes, ids, lengths, prefills)
         chosen = self._choose(logits, [lane.request for lane in current])
         for lane, token in zip(current, chosen, strict=True):
             lane.generated.append(token)
         self._settle(lanes, free, active, places)
 
-    def _settle(self, lanes: Lanes, free: deque[int], active: dict[int, _Lane], places: list[int]) -> None:
+    def _settle(self, lanes: Lanes, free: deque[int], active: dict[int, _Lane], places: Sequence[int]) -> None:
         """Correct what a method that corrects asks for, and free the lanes of sequences that have ended."""
         if self.system.correction is not None:
             self._correct(lanes, active, self.system.correction, places)
@@ -168,7 +187,7 @@ class Generator:
                 del active[place]
                 free.append(place)
 
-    def _correct(self, lanes: Lanes, active: dict[int, _Lane], policy: Correction, places: list[int]) -> None:
+    def _correct(self, lanes: Lanes, active: dict[int, _Lane], policy: Correction, places: Sequence[int]) -> None:
         """Let the dense model judge windows that are full, and what sequences end with."""
         due = [place for place in places if self._due(active[place], policy)]
         if not due:

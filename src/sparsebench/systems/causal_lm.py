@@ -146,6 +146,7 @@ class CausalLM(System):
         self.batch_tokens //= 2
         self.max_lanes = max(1, self.max_lanes // 2)
         self.halvings += 1
+        self.memory.pop("prefills", None)
 
     @property
     def config(self) -> Any:

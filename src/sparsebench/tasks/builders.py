@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from sparsebench.data.made import kept
 from sparsebench.data.sources import Resolved, resolve
 from sparsebench.errors import InputError, SparseBenchError, UnknownNameError
 from sparsebench.identity import seed_of
@@ -227,7 +228,7 @@ def generated(module: str) -> Callable[..., list[Row]]:
 
     def build(resolved: Resolved | None, tokenizer: Any, **options: Any) -> list[Row]:
         rows: Callable[..., list[Row]] = import_module(f"sparsebench.data.embedded.{module}").rows
-        return rows(tokenizer.encode, **options)
+        return kept(module, options, tokenizer, lambda: rows(tokenizer.encode, **options))
 
     return build
 

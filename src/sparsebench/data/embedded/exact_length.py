@@ -102,7 +102,8 @@ def rows(name: str, encode: Encode, makes: Sequence[Make], *, length: int, room:
 def _threads() -> int:
     """Cores that this process may use; a worker has its share."""
     limit = os.environ.get("RAYON_NUM_THREADS", "")
-    return max(1, int(limit) if limit.isdecimal() else os.cpu_count() or 1)
+    cores = int(limit) if limit.isdecimal() else os.cpu_count() or 1
+    return max(1, min(cores, 4))  # the interpreter takes its turns too, and more threads only wait for it
 
 
 def fitted(encode: Encode, make: Make, length: int, room: int, name: str) -> tuple[Sample, int]:

@@ -1,0 +1,30 @@
+"""The mask of the highest scores as the kernel finds it, against the plain one; in Triton's interpreter without a GPU."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from sparsebench.adapters.attention._selection import top_mask
+
+pytest.importorskip("triton")
+
+from sparsebench.kernels.selection import select_mask
+
+
+@pytest.mark.parametrize("width", [1, 7, 16, 100, 257])
+def test_a_mask_is_that_of_a_sort(device: str, width: int) -> None:
+    generator = torch.Generator().manual_seed(width)
+    scores = torch.randn(3, 4, width, generator=generator)
+    scores[1] = (scores[1] * 2).round() / 2  # ties, and both zeros
+    scores[2, 0] = -torch.inf
+    scores[2, 1, : width // 2] = -torch.inf
+    scores[2, 2, : width // 3] = torch.inf
+    scores[2, 3] *= 1e38
+    keep = torch.randint(0, width + 1, (3, 1), generator=generator)
+    found = select_mask(scores.to(device), keep.to(device)).cpu()
+    assert torch.equal(found, top_mask(scores, keep))
+
+
+def test_a_mask_of_no_rows(device: str) -> None:
+    assert select_mask(torch.zeros(0, 5, device=device), torch.zeros(0, device=device)).shape == (0, 5)

@@ -13,7 +13,7 @@ from sparsebench.identity import seed_of
 from sparsebench.metrics import Metric
 from sparsebench.reports import notation
 from sparsebench.reports.check_result import CheckRow, name_of
-from sparsebench.reports.comparisons import Judgement, compare_rows, row_of
+from sparsebench.reports.comparisons import Judgement, compare_rows, give_intervals, row_of
 from sparsebench.reports.lm_eval_files import LoggedTask, read_log
 from sparsebench.reports.matching import Match
 from sparsebench.reports.pairing import align, clusters_of, metric_mismatch, task_mismatch
@@ -124,7 +124,8 @@ def quality_rows(
 def _judge_pair(pair: SamplePair, rules: Conclude, noise: dict[tuple[str | None, str], float]) -> Iterator[Judgement]:
     clusters = clusters_of(pair.a)
     for metric in pair.metrics:
-        row = row_of(metric, pair.b, clusters, margin_of(rules, pair.task, metric.name), rules.alpha)
+        row = row_of(metric, pair.b, margin_of(rules, pair.task, metric.name), rules.alpha)
+        give_intervals([row], clusters)
         row.judgement.noise = noise.get((pair.noise_key, metric.name))
         if not row.judgement.obstacle:
             seed = seed_of("check", *pair.seed, metric.name)

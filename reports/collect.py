@@ -6,8 +6,11 @@ import json
 import math
 import os
 from collections.abc import Iterable, Sequence
+from itertools import chain
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
 from sparsebench.budget import Budget
@@ -127,24 +130,22 @@ def collect(*results_folders: str | os.PathLike[str]) -> pd.DataFrame:
 def table_of(judged: Sequence[Judged], sources: Iterable[Source] = ()) -> pd.DataFrame:
     """The tidy table of judged cells, with the unreadable cells of their sources."""
     speeds = measured_speeds(item.cell for item in judged)
-    rows = [row for item in judged for row in _rows(item, speeds)]
-    for source in sources:
-        rows += [_unreadable(source, cell, problem) for cell, problem in source.broken.items()]
-    table = pd.DataFrame(rows, columns=list(COLUMNS))
-    for name, (kind, _) in COLUMNS.items():
-        if kind in (NUMBER, WHOLE):
-            table[name] = pd.to_numeric(table[name]).astype("float64")
-        elif kind == TEXT:
-            table[name] = _clean(table[name])
-        else:
-            table[name] = table[name].astype("object").fillna(False).astype("bool")
+    rows = (row for item in judged for row in _rows(item, speeds))
+    broken = (_unreadable(source, cell, problem) for source in sources for cell, problem in source.broken.items())
+    # A row at a time: as mappings all of them would take a gigabyte where there are a hundred thousand cells.
+    entries = [tuple(map(row.get, COLUMNS)) for row in chain(rows, broken)]
+    columns = zip(COLUMNS.items(), list(zip(*entries, strict=True)) or [()] * len(COLUMNS), strict=True)
+    table = pd.DataFrame({name: _converted(kind, values) for (name, (kind, _)), values in columns})
     return table.sort_values(ORDER, kind="stable").reset_index(drop=True)
 
 
-def _clean(texts: pd.Series[Any]) -> pd.Series[Any]:
-    """Texts that a terminal or a page can show: no control or direction characters."""
-    texts = texts.astype("object").fillna("").astype("str")
-    return texts.map({text: printable(text) for text in texts.unique()}).astype("str")
+def _converted(kind: str, values: Sequence[Any]) -> npt.NDArray[Any] | pd.api.extensions.ExtensionArray:
+    """A column; None is an empty text, NaN or false."""
+    if kind != TEXT:
+        return np.array(values, dtype=np.bool_ if kind == FLAG else np.float64)
+    # Texts that a terminal or a page can show: no control or direction characters.
+    shown = {text: printable(text or "") for text in set(values)}
+    return pd.array([shown[text] for text in values], dtype="str")
 
 
 def _rows(item: Judged, speeds: dict[str, str]) -> list[dict[str, Any]]:
@@ -313,10 +314,8 @@ def _calibration(calibration: dict[str, Any] | None) -> str:
 
 def _variant(item: Judged, *names: str) -> str:
     """A named variant: from the record's facts, else from the members' knobs."""
-    knobs = [member.knobs for member in item.cell.spec.stack]
-    places: list[dict[str, Any]] = [item.cell.record.placement.facts, *knobs]
-    found = [str(place[name]) for name in names for place in places if place.get(name) is not None]
-    return found[0] if found else ""
+    places = [item.cell.record.placement.facts, *(member.knobs for member in item.cell.spec.stack)]
+    return next((str(place[name]) for name in names for place in places if place.get(name) is not None), "")
 
 
 def _ratio(part: float | None, whole: float | None) -> float | None:

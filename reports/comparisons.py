@@ -6,7 +6,6 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
 
 import numpy as np
 
@@ -19,7 +18,8 @@ from sparsebench.reports.pairing import align, clusters_of, metric_mismatch, tas
 from sparsebench.reports.processes import each
 from sparsebench.reports.rules import conclusions, margin_of
 from sparsebench.reports.sources import Array, Cells, IntArray, Samples, Source, read_samples
-from sparsebench.stats import Comparison, Margin, compare_many, signal, value_bounds
+from sparsebench.stats import Comparison, Margin, compare_many, signal, value_bounds_many
+from sparsebench.stats.paired import Kind, Transform
 from sparsebench.store import StoredCell
 from sparsebench.suite import Conclude
 
@@ -34,10 +34,10 @@ class Judgement:
     Attributes:
         metric: The metric.
         value: Its value, computed again from the samples; None without any.
-        ci_low: Lower end of its interval at confidence 1 - alpha; NaN where there is none.
-        ci_high: Upper end.
         n: Samples that have a part in it.
         alpha: Level of the tests.
+        ci_low: Lower end of its interval at confidence 1 - alpha; NaN where there is none.
+        ci_high: Upper end.
         obstacle: Why there is no comparison; empty where there is one.
         comparison: The comparison with the baseline.
         above_chance: Whether the baseline is above chance; None where the metric has no chance level.
@@ -54,10 +54,10 @@ class Judgement:
 
     metric: Metric
     value: float | None
-    ci_low: float
-    ci_high: float
     n: int
     alpha: float
+    ci_low: float = math.nan
+    ci_high: float = math.nan
     obstacle: str = ""
     comparison: Comparison | None = None
     above_chance: bool | None = None
@@ -171,27 +171,30 @@ def _compare_group(baseline: StoredCell | str, members: list[Judged], rules: dic
     """Read the samples of cells that share a baseline, and compare them with it, all at once for each metric."""
     base = _samples_of_baseline(baseline)
     clusters = clusters_of(base) if isinstance(base, Samples) else None
-    waiting: dict[tuple[str, Margin | None, float, int], list[Row]] = defaultdict(list)
+    found: list[tuple[Judged, str, list[Row]]] = []
     for item in members:
         rule = rules[item.source.name]
         try:
             samples = read_samples(item.cell)
             paired = _paired(item, samples, baseline, base)
-            if isinstance(paired, Samples):
-                rows = list(_rows(item, paired, clusters, rule))
-            else:
-                rows = list(_rows(item, samples, clusters_of(samples), rule))
+            rows = list(_rows(item, paired if isinstance(paired, Samples) else samples, rule))
+            if isinstance(paired, str):
+                give_intervals(rows, clusters_of(samples))
         except IntegrityError as error:
             item.problem = error.message
             continue
         item.judgements = [row.judgement for row in rows]
-        for row in rows:
-            obstacle = paired if isinstance(paired, str) else _obstacle(row, item, baseline)
-            row.judgement.obstacle = row.judgement.obstacle or obstacle
-            if not row.judgement.obstacle:
-                waiting[row.judgement.metric.name, row.margin, rule.alpha, rule.resamples].append(row)
+        found.append((item, paired if isinstance(paired, str) else "", rows))
         if changes and not item.is_baseline and isinstance(base, Samples) and isinstance(paired, Samples):
             item.changes = changed_samples(item.cell.record, base, paired, changes)
+    give_intervals([row for _, unpaired, rows in found if not unpaired for row in rows], clusters)
+    waiting: dict[tuple[str, Margin | None, float, int], list[Row]] = defaultdict(list)
+    for item, unpaired, rows in found:
+        rule = rules[item.source.name]
+        for row in rows:
+            row.judgement.obstacle = row.judgement.obstacle or unpaired or _obstacle(row, item, baseline)
+            if not row.judgement.obstacle:
+                waiting[row.judgement.metric.name, row.margin, rule.alpha, rule.resamples].append(row)
     if isinstance(base, Samples) and isinstance(baseline, StoredCell):
         for (name, _, _, resamples), rows in waiting.items():
             # One seed for all cells of a baseline: they see the same resamples, which costs and varies less.
@@ -218,15 +221,15 @@ def _paired(item: Judged, samples: Samples, baseline: StoredCell | str, base: Sa
     return task_mismatch(item.cell.spec.task, baseline.spec.task) or align(samples, base)
 
 
-def _rows(item: Judged, samples: Samples, clusters: IntArray | None, rule: Conclude) -> Iterator[Row]:
-    """Each metric by itself: its value from the samples, with its interval.
+def _rows(item: Judged, samples: Samples, rule: Conclude) -> Iterator[Row]:
+    """Each metric by itself: its value from the samples.
 
     Raises:
         IntegrityError: The samples lack a metric's column, or do not give the value that was recorded.
     """
     for recorded in item.cell.record.outcome.metrics:
         margin = margin_of(rule, item.cell.spec.task.id, recorded.metric.name)
-        row = row_of(recorded.metric, samples, clusters, margin, rule.alpha)
+        row = row_of(recorded.metric, samples, margin, rule.alpha)
         value = row.judgement.value
         if not same_value(value, recorded.value, noise_of(item.cell.record, row.numerator, row.weight)):
             name = recorded.metric.name
@@ -234,17 +237,15 @@ def _rows(item: Judged, samples: Samples, clusters: IntArray | None, rule: Concl
         yield row
 
 
-def row_of(metric: Metric, samples: Samples, clusters: IntArray | None, margin: Margin | None, alpha: float) -> Row:
-    """One metric by itself.
+def row_of(metric: Metric, samples: Samples, margin: Margin | None, alpha: float) -> Row:
+    """One metric by itself, without its interval.
 
     Raises:
         IntegrityError: The samples lack its column.
     """
     numerator, weight = samples.numerator(metric), samples.weight(metric)
-    wrong = unusable(metric, numerator, weight) or ""
-    low, high = (math.nan, math.nan) if wrong else _interval(metric, numerator, weight, clusters, alpha)
-    n = int((~np.isnan(numerator)).sum())
-    judgement = Judgement(metric, value_of(metric, numerator, weight), low, high, n, alpha, obstacle=wrong)
+    value, n = value_of(metric, numerator, weight), len(numerator) - int(np.count_nonzero(np.isnan(numerator)))
+    judgement = Judgement(metric, value, n, alpha, obstacle=unusable(metric, numerator, weight) or "")
     return Row(judgement, margin, numerator, weight)
 
 
@@ -282,18 +283,29 @@ def noise_of(record: CellRecord, numerator: Array, weight: Array | None) -> floa
     return float(2.0**-record.rounded_bits * max(1.0, size))
 
 
-def _interval(
-    metric: Metric, numerator: Array, weight: Array | None, clusters: IntArray | None, alpha: float
-) -> tuple[float, float]:
-    if not np.isfinite(numerator[~np.isnan(numerator)]).all():
-        return math.nan, math.nan
-    kind = kind_of(metric, weight)
-    bounds = value_bounds(numerator, weights=weight, clusters=clusters, kind=kind, transform=metric.transform)
-    low, high = bounds.lower(alpha / 2), bounds.upper(alpha / 2)
-    return (low if math.isfinite(low) else math.nan), (high if math.isfinite(high) else math.nan)
+def give_intervals(rows: Iterable[Row], clusters: IntArray | None) -> None:
+    """Give rows of usable, finite numbers the intervals of their values; those of a kind get them at once.
+
+    Args:
+        rows: Rows in one order of samples.
+        clusters: The clusters of these, `[samples]`.
+    """
+    kinds: dict[tuple[Kind, Transform, float, bool], list[Row]] = defaultdict(list)
+    for row in rows:
+        metric, weighted = row.judgement.metric, row.weight is not None
+        if not row.judgement.obstacle and not np.isinf(row.numerator).any():
+            kinds[kind_of(metric, row.weight), metric.transform, row.judgement.alpha, weighted].append(row)
+    for (kind, transform, alpha, weighted), alike in kinds.items():
+        numerators = np.stack([row.numerator for row in alike], axis=1)
+        weights = np.stack([w for row in alike if (w := row.weight) is not None], axis=1) if weighted else None
+        found = value_bounds_many(numerators, weights=weights, clusters=clusters, kind=kind, transform=transform)
+        for row, bounds in zip(alike, found, strict=True):
+            low, high = bounds.lower(alpha / 2), bounds.upper(alpha / 2)
+            row.judgement.ci_low = low if math.isfinite(low) else math.nan
+            row.judgement.ci_high = high if math.isfinite(high) else math.nan
 
 
-def kind_of(metric: Metric, weight: Array | None) -> Literal["binary", "continuous"]:
+def kind_of(metric: Metric, weight: Array | None) -> Kind:
     """Which tests a metric gets: exact ones only where each sample counts one."""
     return "binary" if metric.kind == "binary" and weight is None else "continuous"
 

@@ -69,7 +69,7 @@ def clusters_of(samples: Samples) -> IntArray | None:
 def unusable(metric: Metric, numerator: Array, weight: Array | None) -> str | None:
     """What keeps a metric's numbers from being used at all."""
     present = ~np.isnan(numerator)
-    if metric.kind == "binary" and weight is None and not np.isin(numerator[present], (0.0, 1.0)).all():
+    if metric.kind == "binary" and weight is None and not ((numerator == 0) | (numerator == 1) | ~present).all():
         return f"{metric.name} is binary, but has values other than 0 and 1"
     if weight is not None and not (weight[present] > 0).all():
         return f"{metric.name} has weights that are not positive"

@@ -21,7 +21,7 @@ from sparsebench.metrics import Metric
 from sparsebench.packing import SUFFIX
 from sparsebench.remote import address
 from sparsebench.reports.processes import uncollected
-from sparsebench.store import Store, StoredCell
+from sparsebench.store import Store, StoredCell, content_of
 
 Array = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
@@ -136,13 +136,13 @@ def read_samples(cell: StoredCell) -> Samples:
     """
     name = f"cell {cell.id}: samples.parquet"
     try:
-        content = (cell.folder / "samples.parquet").read_bytes()
+        content = content_of(f"{cell.folder}/samples.parquet")
     except OSError:
         raise IntegrityError(f"{name} is missing") from None
     if hashlib.sha256(content).hexdigest() != cell.record.samples_sha256:
         raise IntegrityError(f"{name} is not the file that was recorded (sha256 differs)")
     try:
-        table = pq.ParquetFile(pa.BufferReader(content)).read(use_threads=False)
+        table = pq.ParquetFile(pa.BufferReader(content), pre_buffer=False).read(use_threads=False)
     except (pa.ArrowException, OSError, ValueError) as error:
         raise IntegrityError(f"{name} cannot be read ({error})") from None
     if "sample" not in table.column_names:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import replace
 
 from sparsebench.records import Outcome
 from sparsebench.reports.comparisons import Judged, Judgement, compare_cells
@@ -145,7 +144,7 @@ def correct(members: list[Judgement], *, gate: bool, levels: Sequence[Levels] | 
         _correct_in_order(levels)
     for k, (judgement, _, evidence) in enumerate(tests):
         judgement.p_adjusted = min(1.0, 2 * min(float(worse[k]), float(better[k])))
-        corrected = replace(evidence, p_regression=float(worse[k]), p_improvement=float(better[k]))
+        corrected = evidence._replace(p_regression=float(worse[k]), p_improvement=float(better[k]))
         judgement.verdict, judgement.reason = _decide(evidence, corrected, judgement)
 
 
@@ -163,7 +162,7 @@ def _correct_in_order(levels: Sequence[Levels]) -> None:
 
 def _could_be_noninferior(evidence: Evidence) -> bool:
     """Whether anything but the bound of the loss stands in the way."""
-    return decide(replace(evidence, p_improvement=1.0, loss_bound=-math.inf))[0] == "non-inferior"
+    return decide(evidence._replace(p_improvement=1.0, loss_bound=-math.inf))[0] == "non-inferior"
 
 
 def _decide(alone: Evidence, corrected: Evidence, judgement: Judgement) -> tuple[str, str]:
@@ -171,7 +170,7 @@ def _decide(alone: Evidence, corrected: Evidence, judgement: Judgement) -> tuple
     verdict, reason = decide(corrected)
     family = judgement.family
     if verdict == "non-inferior" and not judgement.p_kept <= corrected.alpha:
-        verdict = decide(replace(corrected, loss_bound=math.inf))[0]
+        verdict = decide(corrected._replace(loss_bound=math.inf))[0]
         reason, family = "the loss is significant", judgement.family_of_kept
     by_itself = decide(alone)[0]
     if by_itself == verdict:

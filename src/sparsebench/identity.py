@@ -14,9 +14,12 @@ EXCLUDED = frozenset({"title", "executor", "batch_tokens", "device", "devices", 
 """Fields of a specification that say how a cell is run or shown, not what it is."""
 
 
+_CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
 def canonical(data: object) -> str:
     """JSON with sorted keys and no spaces; NaN and infinities are refused."""
-    return json.dumps(data, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return _CANONICAL.encode(data)
 
 
 def digest(data: object) -> str:

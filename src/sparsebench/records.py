@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from functools import lru_cache
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from sparsebench.errors import IntegrityError
 from sparsebench.metrics import Metric
@@ -14,6 +15,21 @@ SCHEMA = 1
 
 class _Model(BaseModel):
     model_config = ConfigDict(extra="forbid")
+
+
+class _Common(_Model):
+    """What many cells have in common. It cannot be changed, so that equal ones may be one object."""
+
+    model_config = ConfigDict(frozen=True)
+
+
+Common = TypeVar("Common", bound=BaseModel)
+
+
+@lru_cache(maxsize=4096)
+def _one(value: Common) -> Common:
+    """The first of all that are equal: a hundred thousand cells hold a few tasks, systems, metrics and data sets."""
+    return value
 
 
 class MemberSpec(_Model):
@@ -29,7 +45,7 @@ class MemberSpec(_Model):
         return self.model_dump(mode="json")
 
 
-class SystemSpec(_Model):
+class SystemSpec(_Common):
     """The system under test."""
 
     kind: Literal["causal-lm", "sparse-encoder", "dense-encoder", "lexical"]
@@ -40,7 +56,7 @@ class SystemSpec(_Model):
     """Set on rows of the noise floor (`A/A`): the same system run another way."""
 
 
-class TaskSpec(_Model):
+class TaskSpec(_Common):
     """The task, with everything that changes its numbers."""
 
     id: str
@@ -55,10 +71,10 @@ class TaskSpec(_Model):
 class CellSpec(_Model):
     """What a cell's id is computed from, as plain data through `identity.cell_id`."""
 
-    system: SystemSpec
+    system: Annotated[SystemSpec, AfterValidator(_one)]
     stack: list[MemberSpec]
     """Empty: dense."""
-    task: TaskSpec
+    task: Annotated[TaskSpec, AfterValidator(_one)]
     mode: Literal["simulated", "executed"] = "simulated"
     protocol: str = ""
     """Which parts of a sample run as prefill and as decode: `prompt`, `context`, `window`; `` for retrieval."""
@@ -74,7 +90,7 @@ class CellSpec(_Model):
 class MetricValue(_Model):
     """A metric with its value over the stored samples."""
 
-    metric: Metric
+    metric: Annotated[Metric, AfterValidator(_one)]
     value: float | None
     n: int
     """Samples that have a part in it."""
@@ -168,7 +184,7 @@ class Environment(_Model):
     """UTC, ISO 8601."""
 
 
-class DataFact(_Model):
+class DataFact(_Common):
     """A data set that a cell read."""
 
     name: str
@@ -188,7 +204,7 @@ class CellRecord(_Model):
     outcome: Outcome
     system: dict[str, Any] = Field(default_factory=dict)
     """The system's own description: architecture, parameters, base precision."""
-    data: list[DataFact] = Field(default_factory=list)
+    data: list[Annotated[DataFact, AfterValidator(_one)]] = Field(default_factory=list)
     samples_sha256: str | None = None
     left_out: list[str] = Field(default_factory=list)
     """Columns of the samples that were left out of the packed results; see `sparsebench.packing`."""

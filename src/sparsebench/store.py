@@ -21,11 +21,13 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from secrets import token_hex
 from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
+from pydantic_core import from_json
 
 from sparsebench import journal
 from sparsebench.errors import InputError, IntegrityError, StorageError
@@ -47,6 +49,8 @@ SUITE = "0" * 16
 """What a run leases while it writes `suite.json`."""
 PATIENCE = 0.05
 """Seconds between two attempts to lease it."""
+_AT_ONCE = 1 << 16
+"""Bytes of a file that are asked for at once."""
 ROOM = "make room or choose another folder with --out; the same command then goes on where this one stopped"
 
 
@@ -101,7 +105,7 @@ class Store:
     def __init__(self, root: str | os.PathLike[str]) -> None:
         self.root = Path(root)
 
-    @property
+    @cached_property
     def cells_folder(self) -> Path:
         """Where the cells are."""
         return self.root / "cells"
@@ -337,19 +341,40 @@ def _move_into_place(aside: Path, place: Path) -> None:
         shutil.rmtree(old, ignore_errors=True)
 
 
+def content_of(path: str | Path) -> bytes:
+    """The whole of a file, by four calls of the system instead of `open`'s seven: a report opens four files a cell."""
+    file = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+    try:
+        parts = []
+        while part := os.read(file, _AT_ONCE):
+            parts.append(part)
+    finally:
+        os.close(file)
+    return b"".join(parts)
+
+
 def _read_json(path: str | Path) -> dict[str, Any]:
     try:
-        with open(path, "rb", buffering=0) as file:
-            data = json.loads(file.readall().decode(), parse_constant=_refuse)
+        content = content_of(path)
     except OSError as error:
         raise IntegrityError(
             f"{path}: {'missing' if isinstance(error, FileNotFoundError) else error.strerror}", AGAIN
         ) from None
-    except (ValueError, RecursionError) as error:
-        raise IntegrityError(f"{path}: not JSON ({error})", AGAIN) from None
+    try:
+        data = from_json(content, allow_inf_nan=False)
+    except ValueError:
+        data = _read_slowly(content, path)
     if not isinstance(data, dict):
         raise IntegrityError(f"{path}: not a JSON object")
     return data
+
+
+def _read_slowly(content: bytes, path: str | Path) -> Any:
+    """What the fast parser refused: the other one has the last word, and says where it is wrong."""
+    try:
+        return json.loads(content.decode(), parse_constant=_refuse)
+    except (ValueError, RecursionError) as error:
+        raise IntegrityError(f"{path}: not JSON ({error})", AGAIN) from None
 
 
 def _refuse(constant: str) -> None:

@@ -277,7 +277,7 @@ def test_what_changed_between_plan_and_run_is_not_run(small, out):
     assert errors.pop("tiny-perplexity").startswith("IntegrityError: task tiny-perplexity is not what was planned")
     assert set(errors.values()) == {None}
     cell = made.cells[0].model_copy(deep=True)
-    cell.spec.system.fingerprint = "another"
+    cell.spec.system = cell.spec.system.model_copy(update={"fingerprint": "another"})
     with pytest.raises(IntegrityError, match="not what was planned"):
         Session().load(cell)
 

@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import shutil
 from pathlib import Path
 
 import pandas as pd
 import pytest
+from pydantic import ValidationError
 
 from sparsebench import journal
 from sparsebench import store as store_module
@@ -24,7 +26,7 @@ from sparsebench.records import (
     SystemSpec,
     TaskSpec,
 )
-from sparsebench.store import Store
+from sparsebench.store import Store, content_of
 
 SAMPLES = pd.DataFrame({"sample": ["a", "b"], "cluster": ["a", "b"], "correct": [1.0, 0.0]})
 
@@ -201,6 +203,42 @@ def test_edited_files_are_refused(store, name, edit, message):
     with pytest.raises(IntegrityError, match=message):
         store.read(identity).samples()
     assert not store.finished(identity)
+
+
+@pytest.mark.parametrize(
+    "fact", [0.1, 5e-324, 1.7976931348623157e308, -0.0, 10**30, "\U0001f600\u2028", None, [[], {}]]
+)
+def test_what_was_written_is_what_is_read(store, fact):
+    identity = write(store, spec()).id
+    path = store.cells_folder / identity / "record.json"
+    data = json.loads(path.read_text())
+    data["placement"]["facts"]["odd"] = fact
+    path.write_text(json.dumps(data))
+    assert repr(store.read(identity).record.placement.facts["odd"]) == repr(fact)
+
+
+@pytest.mark.parametrize("fact", ["[" * 400 + "]" * 400, '"\\ud800"'])
+def test_what_the_fast_parser_refuses_is_read_by_the_other(store, fact):
+    identity = write(store, spec()).id
+    path = store.cells_folder / identity / "record.json"
+    data = json.loads(path.read_text())
+    data["placement"]["facts"]["odd"] = "it"
+    path.write_text(json.dumps(data).replace('"it"', fact))
+    assert store.read(identity).record.placement.facts["odd"] == json.loads(fact)
+
+
+def test_a_file_longer_than_one_read(store, tmp_path):
+    content = random.Random(0).randbytes(200_000)
+    (tmp_path / "long").write_bytes(content)
+    assert content_of(tmp_path / "long") == content
+
+
+def test_what_cells_have_in_common_is_one_object(store):
+    one, other = (store.read(write(store, spec(seed=seed)).id) for seed in (1, 2))
+    assert one.spec.task is other.spec.task
+    assert one.spec.system is other.spec.system
+    with pytest.raises(ValidationError, match="frozen"):
+        one.spec.task.id = "another"
 
 
 def test_cells_of_a_newer_version_are_neither_read_nor_replaced(store):

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from sparsebench.errors import InputError
-from sparsebench.stats import signal, value_bounds
+from sparsebench.stats import signal, value_bounds, value_bounds_many
 
 
 def test_independent_answers_have_the_exact_interval():
@@ -64,8 +64,36 @@ def test_order_and_missing_samples_do_not_matter(random):
     assert one.upper(0.05) == pytest.approx(other.upper(0.05))
 
 
+@pytest.mark.parametrize("transform", ["identity", "exp"])
+@pytest.mark.parametrize("kind", ["binary", "continuous"])
+@pytest.mark.parametrize("clusters", [None, 1, 3, 40, 300])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_many_systems_get_to_the_last_bit_what_each_gets_alone(transform, kind, clusters, weighted):
+    rng = np.random.default_rng(2)
+    n, cells = 700, 30
+    values = (rng.random((n, cells)) < 0.7).astype(float) if kind == "binary" else rng.normal(size=(n, cells))
+    values[:, 0] = 1.0  # no cluster differs
+    values[:, 1] = np.nan
+    values[rng.random(n) < 0.2, 2:5] = np.nan
+    weights = rng.integers(1, 5, (n, cells)).astype(float) if weighted else None
+    labels = None if clusters is None else rng.integers(0, clusters, n)
+    many = value_bounds_many(values, weights=weights, clusters=labels, kind=kind, transform=transform)
+    for cell, bounds in enumerate(many):
+        weight = None if weights is None else weights[:, cell]
+        alone = value_bounds(values[:, cell], weights=weight, clusters=labels, kind=kind, transform=transform)
+        for alpha in (0.025, 0.4):
+            assert (bounds.lower(alpha), bounds.upper(alpha)) == (alone.lower(alpha), alone.upper(alpha))
+
+
+def test_weights_may_be_those_of_all_systems():
+    rng = np.random.default_rng(3)
+    values, weights = rng.normal(size=(50, 2)), rng.random(50) + 0.1
+    for cell, bounds in enumerate(value_bounds_many(values, weights=weights)):
+        assert bounds.lower(0.05) == value_bounds(values[:, cell], weights=weights).lower(0.05)
+
+
 def test_nothing_is_known_of_nothing():
-    assert value_bounds([]).lower(0.05) == -math.inf
+    assert value_bounds([]).lower(0.05) == value_bounds([np.nan], transform="exp").lower(0.05) == -math.inf
     assert value_bounds([1.0, 0.0], clusters=["a", "a"]).upper(0.05) == math.inf
     assert not signal([np.nan], 0.5).present
 
@@ -75,6 +103,12 @@ def test_shapes_must_fit():
         value_bounds([1, 2, 3], weights=[1, 2])
     with pytest.raises(InputError):
         value_bounds([1, 2, 3], clusters=["a"])
+    with pytest.raises(InputError):
+        value_bounds([[1, 2, 3]])
+    with pytest.raises(InputError):
+        value_bounds_many([1, 2, 3])
+    with pytest.raises(InputError):
+        value_bounds_many([[1, 2, 3]], weights=[[1, 2]])
 
 
 @pytest.mark.parametrize(("clusters", "size"), [(8, 12), (40, 5)])

@@ -37,7 +37,7 @@ from sparsebench.stats.power import (
 )
 from sparsebench.stats.safe import LargestSafe, intersection_union, largest_safe
 from sparsebench.stats.trend import Trend, fit_trend
-from sparsebench.stats.value import Signal, signal, value_bounds
+from sparsebench.stats.value import Signal, signal, value_bounds, value_bounds_many
 from sparsebench.stats.verdict import Verdict
 
 __all__ = [
@@ -73,4 +73,5 @@ __all__ = [
     "signal",
     "tost",
     "value_bounds",
+    "value_bounds_many",
 ]

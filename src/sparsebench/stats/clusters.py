@@ -7,6 +7,7 @@ needed: `ClusterSums` holds the four sums of each cluster for any number of cell
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -18,6 +19,7 @@ from sparsebench.stats.scale import Scale
 
 Array = npt.NDArray[np.float64]
 
+_CELLS_AT_ONCE = 256
 _ROUNDING = 1e-12
 
 
@@ -85,6 +87,20 @@ def as_table(values: npt.ArrayLike, samples: int, cells: int, what: str) -> Arra
     if table.ndim != 2 or table.shape[0] != samples or table.shape[1] not in (1, cells):
         raise InputError(f"{what} has shape {np.shape(values)}", f"it should be ({samples},) or ({samples}, {cells})")
     return np.broadcast_to(table, (samples, cells))
+
+
+def same_samples(present: npt.NDArray[np.bool_]) -> Iterator[tuple[npt.NDArray[np.intp], npt.NDArray[np.bool_]]]:
+    """Cells that have the same samples, `_CELLS_AT_ONCE` at most: their numbers, and which samples these are.
+
+    Args:
+        present: Which samples each cell has, `[samples, cells]`.
+    """
+    patterns: dict[bytes, list[int]] = {}
+    for cell, column in enumerate(np.ascontiguousarray(present.T)):
+        patterns.setdefault(column.tobytes(), []).append(cell)
+    for cells in patterns.values():
+        for start in range(0, len(cells), _CELLS_AT_ONCE):
+            yield np.array(cells[start : start + _CELLS_AT_ONCE]), present[:, cells[0]]
 
 
 def cluster_index(clusters: npt.ArrayLike | None, present: npt.NDArray[np.bool_]) -> tuple[npt.NDArray[np.intp], int]:

@@ -9,14 +9,12 @@ import numpy as np
 import numpy.typing as npt
 
 from sparsebench.errors import InputError
-from sparsebench.stats.clusters import as_table, cluster_index
+from sparsebench.stats.clusters import as_table, cluster_index, same_samples
 from sparsebench.stats.comparison import Comparison, Margin, Question, conclude
 from sparsebench.stats.inference import infer
 from sparsebench.stats.paired import Kind, PairedSamples, Transform
 
 Array = npt.NDArray[np.float64]
-
-_CELLS_AT_ONCE = 256
 
 
 def compare(
@@ -164,14 +162,9 @@ class _Tables:
         """Cells that lack the same samples: their numbers, the samples that they have, and how many are unpaired."""
         no_dense = np.isnan(self.dense) | np.isnan(self.dense_weight)
         no_sparse = np.isnan(self.sparse) | np.isnan(self.sparse_weight)
-        absent, unpaired = no_dense | no_sparse, (no_dense ^ no_sparse).sum(0)
-        patterns: dict[bytes, list[int]] = {}
-        for cell in range(absent.shape[1]):
-            patterns.setdefault(absent[:, cell].tobytes(), []).append(cell)
-        for cells in patterns.values():
-            for start in range(0, len(cells), _CELLS_AT_ONCE):
-                members = np.array(cells[start : start + _CELLS_AT_ONCE])
-                yield members, ~absent[:, cells[0]], unpaired[members]
+        unpaired = (no_dense ^ no_sparse).sum(0)
+        for members, present in same_samples(~(no_dense | no_sparse)):
+            yield members, present, unpaired[members]
 
     def at(self, present: npt.NDArray[np.bool_], members: npt.NDArray[np.intp]) -> tuple[Array, Array, Array, Array]:
         """The four tables at some samples of some cells."""

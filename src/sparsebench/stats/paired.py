@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
@@ -122,11 +122,22 @@ class PairedSamples:
             dense, sparse = self.dense[:, cell] / weight, self.sparse[:, cell] / self.sparse_weight[:, cell]
             span = 1.0 if self.kind == "binary" else float(np.ptp(np.concatenate([dense, sparse]))) or math.inf
             share = weight / weight.sum()
-            n = effective_samples(dense, weight, self.index, self.clusters)
-            self._rare[cell] = Rare(float(share[sparse > dense].sum()), float(share[sparse < dense].sum()), n, span)
+            gained, lost = float(share[sparse > dense].sum()), float(share[sparse < dense].sum())
+            self._rare[cell] = Rare(gained, lost, self._effective_samples(dense, weight), span)
         found = self._rare[cell]
-        return found if seen else replace(found, gained=0.0, lost=0.0)
+        return found if seen else Rare(0.0, 0.0, found.n, found.span)
 
     @cached_property
     def _rare(self) -> dict[int, Rare]:
+        return {}
+
+    def _effective_samples(self, values: Array, weights: Array) -> float:
+        """Of a baseline's values, `[samples]`: once for all cells that share them."""
+        key = values.tobytes() + weights.tobytes()
+        if key not in self._effective:
+            self._effective[key] = effective_samples(values, weights, self.index, self.clusters)
+        return self._effective[key]
+
+    @cached_property
+    def _effective(self) -> dict[bytes, float]:
         return {}

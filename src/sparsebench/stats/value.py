@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from sparsebench.errors import InputError
 from sparsebench.stats.bounds import Bounds, Mapped, Outermost, Proportion, Student, Unknown
-from sparsebench.stats.clusters import ClusterSums, cluster_index, linearise, sum_by_cluster
+from sparsebench.stats.clusters import ClusterSums, as_table, cluster_index, linearise, same_samples, sum_by_cluster
 from sparsebench.stats.inference import FEWEST_FOR_BOOTSTRAP
 from sparsebench.stats.paired import Kind, Transform
 from sparsebench.stats.resample import bootstrap
@@ -45,24 +45,87 @@ def value_bounds(
     Raises:
         InputError: If shapes do not fit.
     """
-    sums, n = _sums(values, weights, clusters)
+    column = np.asarray(values, dtype=np.float64)
+    if column.ndim != 1:
+        raise InputError(f"the values have shape {column.shape}", "give one a sample")
+    return value_bounds_many(
+        column[:, None],
+        weights=weights,
+        clusters=clusters,
+        kind=kind,
+        transform=transform,
+        resamples=resamples,
+        seed=seed,
+    )[0]
+
+
+def value_bounds_many(
+    values: npt.ArrayLike,
+    *,
+    weights: npt.ArrayLike | None = None,
+    clusters: npt.ArrayLike | None = None,
+    kind: Kind = "continuous",
+    transform: Transform = "identity",
+    resamples: int = 0,
+    seed: int = 0,
+) -> list[Bounds]:
+    """`value_bounds` of many systems on one set of samples, all at once.
+
+    Without resamples each gets to the last bit what it would get alone.
+
+    Args:
+        values: Numerators, `[samples, cells]`; NaN where a sample has no part in the metric.
+        weights: Denominators, `[samples]` for all cells or `[samples, cells]`; None for 1 each.
+        clusters: As in `value_bounds`, like the others.
+        kind: Whether values are 0 or 1.
+        transform: What turns the mean into the value.
+        resamples: Resamples of the bootstrap; with 0, t alone.
+        seed: Seed of the bootstrap.
+
+    Raises:
+        InputError: If shapes do not fit.
+    """
+    table = np.asarray(values, dtype=np.float64)
+    if table.ndim != 2:
+        raise InputError(f"the values have shape {table.shape}", "they should be [samples, cells]")
+    n, cells = table.shape
+    weight = as_table(np.ones(n) if weights is None else weights, n, cells, "the weights")
+    found: dict[int, Bounds] = {}
+    for members, present in same_samples(~(np.isnan(table) | np.isnan(weight))):
+        index, count = cluster_index(clusters, present)
+        at = np.ix_(present, members)
+        sums = _sums(table[at], weight[at], index, count)
+        bounds = _bounds(sums, len(index), kind, resamples, seed)
+        if transform == "exp" and count:
+            bounds = [Mapped(inner, exp, log) for inner in bounds]
+        found.update(zip(members.tolist(), bounds, strict=True))
+    return [found[cell] for cell in range(cells)]
+
+
+def _bounds(sums: ClusterSums, n: int, kind: Kind, resamples: int, seed: int) -> list[Bounds]:
+    """Bounds of each cell's mean, from its clusters' sums over `n` samples."""
+    cells = sums.sparse.shape[1]
     if sums.clusters == 0:
-        return Unknown()
-    mean, independent = float(sums.sparse_mean[0]), sums.clusters == n
-    if kind == "binary" and independent:
-        inner: Bounds = Proportion(mean * n, n)
-    elif sums.clusters < 2:
-        inner = Unknown()
-    else:
-        linear = linearise(sums, DIFFERENCE)
-        members: list[Bounds] = [Student(mean, float(linear.error[0]), float(linear.df[0]))]
+        return [Unknown()] * cells
+    means = sums.sparse_mean.tolist()
+    if kind == "binary" and sums.clusters == n:
+        return [Proportion(mean * n, n) for mean in means]
+    if sums.clusters < 2:
+        return [Unknown()] * cells
+    linear = linearise(sums, DIFFERENCE)
+    drawn = None
+    if resamples and sums.clusters >= FEWEST_FOR_BOOTSTRAP:
+        drawn = bootstrap(sums, [DIFFERENCE], resamples=resamples, seed=seed)[0]
+    found: list[Bounds] = []
+    for cell, (mean, error, df) in enumerate(zip(means, linear.error.tolist(), linear.df.tolist(), strict=True)):
+        members: list[Bounds] = [Student(mean, error, df)]
         if kind == "binary":
-            size = n if linear.error[0] > 0 else float(sums.effective_clusters[0])
+            size = n if error > 0 else float(sums.effective_clusters[cell])
             members.append(Proportion(mean * size, size))
-        if resamples and sums.clusters >= FEWEST_FOR_BOOTSTRAP and linear.error[0] > 0:
-            members.append(bootstrap(sums, [DIFFERENCE], resamples=resamples, seed=seed)[0].studentised(0))
-        inner = Outermost(members)
-    return Mapped(inner, exp, log) if transform == "exp" else inner
+        if drawn and error > 0:
+            members.append(drawn.studentised(cell))
+        found.append(Outermost(members))
+    return found
 
 
 @dataclass(frozen=True)
@@ -111,22 +174,15 @@ def signal(
     return Signal(present=p <= alpha, p=p, chance=chance)
 
 
-def _sums(
-    values: npt.ArrayLike, weights: npt.ArrayLike | None, clusters: npt.ArrayLike | None
-) -> tuple[ClusterSums, int]:
-    """The values as a pair with nothing: the difference of the two is the value itself."""
-    numerator = np.asarray(values, dtype=np.float64)
-    denominator = np.ones_like(numerator) if weights is None else np.asarray(weights, dtype=np.float64)
-    if numerator.ndim != 1 or denominator.shape != numerator.shape:
-        raise InputError(
-            f"values of shape {numerator.shape} with weights of shape {denominator.shape}", "give one each"
-        )
-    present = ~(np.isnan(numerator) | np.isnan(denominator))
-    index, count = cluster_index(clusters, present)
-    table, weight = numerator[present][:, None], denominator[present][:, None]
+def _sums(values: Array, weights: Array, index: npt.NDArray[np.intp], count: int) -> ClusterSums:
+    """The values, `[samples, cells]`, as pairs with nothing: the difference of the two is the value itself.
+
+    A cell's clusters lie together in memory, so that they are added up in the same order whatever stands beside them.
+    """
     if count == len(index):
-        order = np.lexsort((weight[:, 0], table[:, 0]))
-        table, weight = table[order], weight[order]
-        index = np.arange(count)
-    sums, weight_sums = sum_by_cluster(table, index, count), sum_by_cluster(weight, index, count)
-    return ClusterSums(np.zeros_like(sums), weight_sums, sums, weight_sums), len(index)
+        order = np.lexsort((weights, values), axis=0)
+        values, weights = np.take_along_axis(values, order, 0), np.take_along_axis(weights, order, 0)
+    else:
+        values, weights = sum_by_cluster(values, index, count), sum_by_cluster(weights, index, count)
+    sums, weight_sums = np.asfortranarray(values), np.asfortranarray(weights)
+    return ClusterSums(np.zeros_like(sums), weight_sums, sums, weight_sums)

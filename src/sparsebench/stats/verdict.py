@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 Verdict = Literal["improved", "non-inferior", "regressed", "inconclusive"]
 
 
-@dataclass(frozen=True)
-class Evidence:
+class Evidence(NamedTuple):
     """What a verdict rests on; losses and gains are in the metric's units, positive.
+
+    A tuple, because corrections make several of every comparison, and a table may hold a million.
 
     Attributes:
         n: Samples compared.

@@ -135,7 +135,7 @@ def at_most(score: torch.Tensor, threshold: float) -> torch.Tensor:
 
 
 def without(x: torch.Tensor, gone: torch.Tensor) -> torch.Tensor:
-    """x with zeros where `gone`, bool of the same shape, is set."""
+    """Values with zeros where `gone`, bool of the same shape, is set."""
     if x.device.type != "cpu":
         return x * ~gone
     # Integers are multiplied with flags ten times as fast as halves are, and many times as fast as a mask fills.

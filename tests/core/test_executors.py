@@ -231,6 +231,9 @@ def test_no_two_workers_share_gpus_that_a_model_is_spread_over(monkeypatch, tmp_
                 patch.setattr(subprocess, "Popen", lambda *args, env, **options: started.append(env))
                 super().__init__(index, *args)
 
+        def begin(self, results):
+            pass
+
     def pool(cells, store, device, executor, start, workers, on_done, stop):
         for index in range(workers.count):
             start(index, workers.count)

@@ -8,13 +8,17 @@ what one processor computes. Kernels that need a GPU (Triton, FlexAttention) are
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from contextlib import ExitStack, contextmanager
+from types import SimpleNamespace
+from typing import Any, Self
+from unittest import mock
 
 import torch
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode
 
 CPU = torch.device("cpu")
+NAME = "a pretended GPU"
 TENSOR = torch.Tensor
 DEVICE = TENSOR.device.__get__  # type: ignore[attr-defined]
 GRADIENT = TENSOR.grad.__get__  # type: ignore[attr-defined]
@@ -48,13 +52,41 @@ def named(device: Any) -> torch.device:
 
 
 class Pretended(TorchFunctionMode):
-    """Within the context tensors may be sent to devices that are not there."""
+    """Within the context tensors may be sent to devices that are not there.
 
-    def __init__(self) -> None:
+    Args:
+        count: How many GPUs there are said to be.
+    """
+
+    def __init__(self, count: int = 2) -> None:
         super().__init__()
+        self._said = {
+            "device_count": lambda: count,
+            "get_device_name": lambda device: NAME,
+            "get_device_properties": lambda device: SimpleNamespace(total_memory=2**34),
+            "device_of": self._current_is_that_of,
+        }
+        self.current = named("cuda")
+        """The device on which kernels are launched."""
+        self._context = ExitStack()
         self._places: dict[int, tuple[StorageWeakRef, torch.device]] = {}
         self.moved = 0
         """Tensors that were sent from one pretended device to another."""
+
+    def __enter__(self) -> Self:
+        self._context.enter_context(mock.patch.multiple(torch.cuda, **self._said))
+        super().__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        self._context.close()
+
+    @contextmanager
+    def _current_is_that_of(self, x: torch.Tensor) -> Iterator[None]:
+        before, self.current = self.current, self.place(x)
+        yield
+        self.current = before
 
     def place(self, x: torch.Tensor) -> torch.device:
         """Where a tensor is said to lie: a storage that nobody sent elsewhere lies on the processor."""

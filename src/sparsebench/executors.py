@@ -67,8 +67,8 @@ def process(
 ) -> None:
     """In processes; of several GPUs each has one, on a CPU its share of the cores.
 
-    Where a system is spread over GPUs, each has that many to itself: there are no more workers than such groups. When this
-    process dies, its workers end at once.
+    Where a system is spread over GPUs, each has that many to itself: there are no more workers than such groups. When
+    this process dies, its workers end at once.
 
     Raises:
         InputError: A system is to be spread over more GPUs than there are.

@@ -39,8 +39,8 @@ if TYPE_CHECKING:
     FloatArray = npt.NDArray[np.floating]
 
 SUFFIX = ".tar.xz"
-FEW = 256
-"""Texts that have numbers of one byte."""
+FEW = {"text": 256, "number": 16}
+"""Different values of a column up to which they are numbered: of texts a byte each, of numbers some bits."""
 KEPT_TEXT = frozenset({"sample", "cluster"})
 """Columns of text without which samples can be neither paired nor resampled."""
 MEMBER = re.compile(r"suite\.json|cells/[0-9a-f]{16}/(?:spec\.json|record\.json|env\.json|samples\.parquet)")
@@ -153,8 +153,9 @@ def _plain(content: bytes, most: int | None, bits: int | None) -> tuple[bytes, l
         if bits is not None and pa.types.is_floating(field.type):
             rounded = pa.array(round_fraction(table.column(place).to_numpy(), bits), field.type, from_pandas=True)
             table = table.set_column(place, field, rounded)
-    floats = [name for name in table.column_names if _in_few_bytes(table.column(name))]
     repeated = [name for name in table.column_names if _comes_again(table.column(name))]
+    others = [name for name in table.column_names if name not in repeated]
+    floats = [name for name in others if _in_few_bytes(table.column(name))]
     sink = io.BytesIO()
     pq.write_table(table, sink, compression="none", use_dictionary=repeated, use_byte_stream_split=floats)
     return sink.getvalue(), gone
@@ -170,11 +171,12 @@ def _in_few_bytes(column: pa.ChunkedArray) -> bool:
 
 
 def _comes_again(column: pa.ChunkedArray) -> bool:
-    """Whether it has few texts, which are then numbered."""
+    """Whether it has few different values, which are then numbered: right and wrong are a bit."""
     import pyarrow as pa
 
     text = pa.types.is_string(column.type) or pa.types.is_large_string(column.type)
-    return text and len(column.unique()) <= FEW
+    number = pa.types.is_integer(column.type) or pa.types.is_floating(column.type)
+    return (text or number) and len(column.unique()) <= FEW["text" if text else "number"]
 
 
 def round_fraction(values: FloatArray, bits: int) -> FloatArray:

@@ -118,7 +118,7 @@ def thread_limits(workers: int) -> dict[str, str]:
 
 
 def gpu_groups(device: str, size: int = 1) -> list[str]:
-    """The GPUs by so many, each group as CUDA_VISIBLE_DEVICES names it; one from `device` on where that has a number."""
+    """The GPUs by so many, each group as CUDA_VISIBLE_DEVICES names it; one where `device` says at which it begins."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible:
         devices = visible.split(",")

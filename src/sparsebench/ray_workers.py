@@ -98,9 +98,10 @@ def _gpus(total: float, device: str, workers: Workers) -> float:
 def _several(ray: Any, workers: Workers, devices: int) -> Workers:
     """As many actors at most as find so many GPUs of one machine each."""
     there = [int(node["Resources"].get("GPU", 0)) for node in ray.nodes() if node["Alive"]]
-    if max(there, default=0) < devices:
+    most = max(there, default=0)
+    if most < devices:
         raise MissingError(
-            f"a model is to be spread over {devices} GPUs, and no machine of the Ray cluster has more than {max(there, default=0)}",
+            f"a model is to be spread over {devices} GPUs, and no machine of the Ray cluster has more than {most}",
             "`devices` of the system in the suite says how many",
         )
     if workers.gpus not in (None, devices):

@@ -19,9 +19,11 @@ import pytest
 import torch
 import transformers as hf
 from models import ARCHITECTURES, GROUPED, MIXTURES, PLAIN, tiny_model, tiny_tokenizer
-from pretended import Pretended
+from pretended import NAME, Pretended
 
 from sparsebench import adapters, environment
+from sparsebench.adapters.attention import _selection
+from sparsebench.adapters.attention._selection import top_mask
 from sparsebench.adapters.base import Sparsity, attached
 from sparsebench.adapters.calibration import Calibration
 from sparsebench.budget import Budget
@@ -195,12 +197,26 @@ def test_what_layers_share_is_copied_to_a_device_once_for_all_of_them() -> None:
         assert more - fewer == pytest.approx(2 * 3 * passes, abs=2 * 3)
 
 
+def test_kernels_are_launched_where_their_tensors_lie(monkeypatch: pytest.MonkeyPatch) -> None:
+    launched = set()
+    with Pretended() as world:
+
+        def kernel(scores: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
+            assert world.current == scores.device == counts.device
+            launched.add(str(world.current))
+            return top_mask(scores.cpu(), counts.cpu()).to(scores.device)
+
+        monkeypatch.setattr(_selection, "_kernel", lambda keys: kernel)
+        system = CausalLM(spread(tiny_model(), GPUS), tiny_tokenizer(), fingerprint="x")
+        with attached(system, [adapters.create("quest", sparsity=0.5)]) as (sparse, _):
+            answers(sparse)
+    assert launched == set(GPUS)
+
+
 # -- a run -------------------------------------------------------------------------------------------------------------
 
 
-def test_a_suite_has_the_same_cells_on_one_device_and_on_two(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a pretended GPU")
+def test_a_suite_has_the_same_cells_on_one_device_and_on_two(tmp_path) -> None:
     model = tmp_path / "model"
     tiny_model().save_pretrained(model)
     tiny_tokenizer().save_pretrained(model)
@@ -216,7 +232,7 @@ def test_a_suite_has_the_same_cells_on_one_device_and_on_two(tmp_path, monkeypat
         environments += {cell.environment.hardware for cell in cells}
         assert all(len(cell.record.system.get("devices", [0])) == devices for cell in cells)
     assert found[0] == found[1]
-    assert environments == ["a pretended GPU", "2 x a pretended GPU"]
+    assert environments == [NAME, f"2 x {NAME}"]
 
 
 SUITE = """\
@@ -239,8 +255,6 @@ grids:
 
 @pytest.mark.skipif(not SCRIPT.exists(), reason="benchmarks are not part of what is released")
 def test_the_benchmark_compares_one_device_with_two(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a pretended GPU")
     spec = importlib.util.spec_from_file_location("spread_benchmark", SCRIPT)
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
@@ -255,7 +269,7 @@ def test_the_benchmark_compares_one_device_with_two(tmp_path, monkeypatch: pytes
         ("dense", 0.0, True),
         ("quest", 0.0, True),
     ]
-    assert (table["hardware"], sum(table["blocks"].values())) == ("2 x a pretended GPU", 3)
+    assert (table["hardware"], sum(table["blocks"].values())) == (f"2 x {NAME}", 3)
 
 
 def test_names_of_hardware_say_how_many_gpus(monkeypatch: pytest.MonkeyPatch) -> None:

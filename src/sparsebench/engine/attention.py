@@ -280,10 +280,12 @@ def _attention(
         "sinks": kwargs.get("s_aux"),
     }
     layer = int(getattr(module, "layer_idx", 0) or 0)
-    if flow.rows is not None:
-        out = flow.rows.attend(flow.policy, layer, query, key, value, scale, options)
-    else:
-        out = _attend_batch(flow.policy, layer, query, key, value, attention_mask, scale, options)
+    # Kernels of Triton run on the current device, wherever their tensors lie.
+    with torch.cuda.device_of(query):  # type: ignore[no-untyped-call]
+        if flow.rows is not None:
+            out = flow.rows.attend(flow.policy, layer, query, key, value, scale, options)
+        else:
+            out = _attend_batch(flow.policy, layer, query, key, value, attention_mask, scale, options)
     return out, None
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -74,19 +74,22 @@ class WeightSparsity:
 
 def weight_sparsity(system: CausalLM) -> WeightSparsity:
     """Count the zeros that the weights of a model have now."""
-    sites = prunable(system)
+    sites, beyond = prunable(system), out_of_reach(system)
     sizes = [site.weight.numel() for site in sites]
-    zeros = []
-    for site, size in zip(sites, sizes, strict=True):
-        stored = system.stored.get(site.name)
-        zeros.append(size - (stored.kept if stored is not None else int(torch.count_nonzero(site.weight))))
-    whole, gone = sum(sizes), sum(zeros)
-    for experts in out_of_reach(system):
-        gone += experts.numel() - int(torch.count_nonzero(experts))
-        whole += experts.numel()
+    found = iter(_entries([*(s.weight for s in sites if s.name not in system.stored), *beyond]))
+    kept = [stored.kept if (stored := system.stored.get(site.name)) is not None else next(found) for site in sites]
+    zeros = [size - rest for size, rest in zip(sizes, kept, strict=True)]
+    whole = sum(sizes) + sum(experts.numel() for experts in beyond)
+    gone = sum(zeros) + sum(experts.numel() - rest for experts, rest in zip(beyond, found, strict=True))
     total = sum(parameter.numel() for parameter in system.model.parameters())
     active = _active(system, sites, sizes, zeros) if any(site.expert is not None for site in sites) else None
     return WeightSparsity(whole, gone, total, tuple(system.stored.values()), active)
+
+
+def _entries(weights: Iterable[torch.Tensor]) -> list[int]:
+    """Entries of each that are not zero; a device is waited for once."""
+    counts = [torch.count_nonzero(weight) for weight in weights]
+    return torch.stack([count.to(counts[0].device) for count in counts]).tolist() if counts else []
 
 
 def _active(

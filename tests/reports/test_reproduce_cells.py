@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -60,8 +61,8 @@ def test_cells_of_a_packed_folder_come_out_again(script, tmp_path, monkeypatch) 
         assert row["reproduced"], row
         assert row["samples equal"], row
         assert "again" in "\n".join(script.lines(row))
-    gone = cells[0]
-    gone.spec.task.limit = 1  # another command: there is no such cell
+    task = cells[0].spec.task.model_copy(update={"limit": 1})  # another command: there is no such cell
+    gone = replace(cells[0], spec=cells[0].spec.model_copy(update={"task": task}))
     (row,) = script.reproduced(source, [gone], "cpu")
     assert not row["reproduced"]
     assert any("has no cell" in line for line in row["why"])

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from sparsebench.adapters.card import MethodCard
+from sparsebench.adapters.card import MethodCard, Mode
 from sparsebench.budget import Budget
 from sparsebench.errors import InputError, UnknownNameError
 
@@ -136,6 +136,38 @@ class Adapter(BaseModel, ABC):
             first = error.errors()[0]
             where = ".".join(str(part) for part in first["loc"])
             raise InputError(f"{cls.card.id}: knob {where}={first.get('input')!r}: {first['msg']}") from None
+
+
+class ExecutableAdapter(Adapter):
+    """A method that is run in one of two modes; `check_mode` says where it cannot be executed."""
+
+    mode: Mode = "simulated"
+    """Whether the method is dense work under a mask, or skips what it leaves out."""
+
+    @classmethod
+    def configure(cls, knobs: dict[str, Any]) -> Self:
+        """See `Adapter.configure`.
+
+        Raises:
+            InputError: Also where the method is to be executed and cannot be.
+        """
+        method = super().configure(knobs)
+        method.check_mode()
+        return method
+
+    @abstractmethod
+    def check_mode(self) -> None:
+        """Whether the method can be executed, if it is to be.
+
+        Raises:
+            InputError: It cannot.
+        """
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """See `Adapter.config`; the mode is named where it is not the usual one, which cells state on their own."""
+        knobs = super().config
+        return knobs if self.mode == "executed" else {name: knobs[name] for name in knobs if name != "mode"}
 
 
 def check_together(cards: Sequence[MethodCard]) -> None:

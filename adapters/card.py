@@ -9,6 +9,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from sparsebench.budget import BudgetKind
 
 Family = Literal["pruning", "activation", "attention", "retrieval"]
+Mode = Literal["simulated", "executed"]
+"""`simulated`: dense work under a mask, which has no speed; `executed`: what is left out is skipped."""
 
 
 class Paper(BaseModel):
@@ -66,7 +68,7 @@ class MethodCard(BaseModel):
     checkpoint, training."""
     needs: tuple[str, ...] = ()
     """What must be had beyond the installed package, in words; empty when it runs as it is."""
-    modes: tuple[Literal["simulated", "executed"], ...] = ("simulated",)
+    modes: tuple[Mode, ...] = ("simulated",)
     prefix_invariant: bool = True
     """Whether a token's result depends on the tokens before it only. If not, the engine shares no prefixes."""
     prepare_depends_on_budget: bool = False

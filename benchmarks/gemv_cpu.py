@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from sparsebench import environment
-from sparsebench.kernels.gemv_cpu import ColumnWeight
+from sparsebench.kernels.gemv_cpu import ColumnWeight, threads
 from sparsebench.speed.protocol import REPETITIONS, compared, in_turns, timed
 
 SHAPES = {"gate_up": (28672, 4096), "down": (4096, 14336)}
@@ -48,7 +48,7 @@ def rounds(function: Callable[[Any], object], copies: list[Any]) -> Side:
     return run
 
 
-def row(name: str, dtype: torch.dtype, threads: int, repetitions: int) -> dict[str, Any]:
+def row(name: str, dtype: torch.dtype, repetitions: int) -> dict[str, Any]:
     torch.manual_seed(0)
     outputs, inputs = SHAPES[name]
     weights = [torch.randn(outputs, inputs).to(dtype) for _ in range(COPIES)]
@@ -63,10 +63,10 @@ def row(name: str, dtype: torch.dtype, threads: int, repetitions: int) -> dict[s
     for sparsity in SPARSITIES:
         threshold = float(x.float().abs().quantile(sparsity))
         side = f"active columns, {sparsity:.0%} inactive"
-        sides[side] = rounds(lambda weight, t=threshold: weight(x, t, threads), columns)
+        sides[side] = rounds(lambda weight, t=threshold: weight(x, t), columns)
         nominal[side] = inputs / int((x.float().abs() > threshold).sum())
         expected = torch.where(x.abs() > threshold, x, 0).float() @ weights[0].float().T
-        error = float((columns[0](x, threshold, threads).float() - expected).norm() / expected.norm())
+        error = float((columns[0](x, threshold).float() - expected).norm() / expected.norm())
         if not error < 1e-2:
             raise SystemExit(f"{name}, {dtype}: wrong by {error:.1e}")
     result = compared(in_turns(sides, repetitions), baseline, nominal)
@@ -88,7 +88,8 @@ def main() -> int:
     good = True
     for dtype in (torch.bfloat16, torch.float32):
         for name in SHAPES:
-            result = row(name, dtype, given.threads, given.repetitions)
+            with threads(given.threads):
+                result = row(name, dtype, given.repetitions)
             rows[f"{name} {str(dtype).removeprefix('torch.')}"] = result
             for side, values in result["sides"].items():
                 line = f"{name:8} {str(dtype).removeprefix('torch.'):9} {side:32} {values['median_ms']:8.3f} ms"

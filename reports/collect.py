@@ -56,7 +56,7 @@ COLUMNS: dict[str, tuple[str, str]] = {
     "verdict": (TEXT, "What may be concluded, after correction for many tests."),
     "seconds": (NUMBER, "Wall time, where mode is `executed`; a mask over dense work has no speed."),
     "peak_memory": (WHOLE, "Largest resident memory of the process, bytes."),
-    "energy": (NUMBER, "Joules, where mode is `executed` and the platform measures them."),
+    "energy": (NUMBER, "Joules of one run of a timed batch, where mode is `executed` and the platform measures them."),
     "hardware": (TEXT, "Where it was computed."),
     "source": (TEXT, "Results folder that the row comes from."),
     "grid": (TEXT, "Grid of the suite."),
@@ -260,15 +260,26 @@ def _metric_columns(judgement: Judgement) -> dict[str, Any]:
 def measured_speeds(cells: Iterable[StoredCell]) -> dict[str, str]:
     """What was measured of each stack, by `_executed_alike`: `prefill 1.62x, decode 1.01x (speed-2048)`.
 
+    Where energy was measured it follows the phase's speed-up: `decode 1.31x with 0.41 of 0.62 J a token`.
     A quality row may be of another task, mode or dtype than the row that was timed; the cells of that task say more.
     """
     found: dict[str, list[str]] = {}
     for cell in cells:
         speed = cell.record.outcome.speed
-        ups = [f"{phase} {speed[name]:.2f}x" for phase in PHASES if (name := f"{phase} speed-up") in speed]
+        ups = [
+            f"{phase} {speed[name]:.2f}x{_energy(speed, phase)}"
+            for phase in PHASES
+            if (name := f"{phase} speed-up") in speed
+        ]
         if ups and cell.spec.stack and cell.spec.mode == "executed":
             found.setdefault(_executed_alike(cell), []).append(f"{', '.join(ups)} ({cell.spec.task.id})")
     return {alike: "; ".join(sorted(set(texts))) for alike, texts in found.items()}
+
+
+def _energy(speed: dict[str, float], phase: str) -> str:
+    of = {"prefill": "prompt", "decode": "token"}[phase]
+    own, dense = (speed.get(f"energy of a {of}, J{side}") for side in ("", ", dense"))
+    return "" if own is None or dense is None else f" with {own:.3g} of {dense:.3g} J a {of}"
 
 
 def _executed_alike(cell: StoredCell) -> str:

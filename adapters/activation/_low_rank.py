@@ -97,8 +97,8 @@ class LowRankMasking(Masking):
             finally:
                 self._rests.clear()
 
-    def _masked(self, site: Site, x: torch.Tensor, tokens: Tokens) -> torch.Tensor:
-        masked = super()._masked(site, x, tokens)
+    def _gone(self, site: Site, x: torch.Tensor, tokens: Tokens) -> torch.Tensor:
+        gone = super()._gone(site, x, tokens)
         if site.name in self._layers:
-            self._rests[site.name] = x - masked
-        return masked
+            self._rests[site.name] = (x.reshape(gone.shape) * gone).reshape(x.shape)
+        return gone

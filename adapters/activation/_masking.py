@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 
+from sparsebench.adapters.activation._executed import Skipping, columns_of, takes
 from sparsebench.adapters.activation._tokens import Tokens, positions_of_call
 from sparsebench.adapters.selection import without, zeros
 from sparsebench.cost import active_share
@@ -18,9 +19,10 @@ if TYPE_CHECKING:
     from sparsebench.adapters.activation.base import ActivationAdapter, ActivationState, Site
     from sparsebench.engine.flow import Flow
     from sparsebench.systems.causal_lm import CausalLM
+    from sparsebench.systems.counters import Amount
 
-Counted = tuple[int, torch.Tensor, torch.Tensor]
-"""Entries, and zeros among them before and after: the zeros are left on the device that counted them."""
+Counted: TypeAlias = "tuple[int, Amount, Amount]"
+"""Entries, and zeros among them before and after: zeros are left on the device that counted them."""
 
 
 class Masking:
@@ -30,7 +32,8 @@ class Masking:
     (`activation.zeros`) and those that were zero already (`activation.zeros_before`), each weighted by the
     multiply-adds that it saves; and of all tokens the multiply-adds of all linear layers, of experts those that run
     (`activation.linear`), in scope or not. Where a method adds work of its own for a token in scope, that is counted
-    (`activation.added`) and taken off what its zeros save.
+    (`activation.added`) and taken off what its zeros save. Of the entries those are counted again that were executed
+    (`activation.executed`).
 
     Args:
         adapter: The method.
@@ -70,6 +73,8 @@ class Masking:
         self._of_call: Copies[Tokens] | None = None
         self._all: Copies[Tokens] | None = None
         self._last: tuple[torch.Tensor, torch.Tensor, dict[str, Counted]] | None = None
+        self._listed: tuple[torch.Tensor, torch.Tensor, Any] | None = None
+        self._skipping: Skipping | None = None
 
     def set_level(self, name: str, level: float) -> None:
         """Give a site another sparsity."""
@@ -95,7 +100,19 @@ class Masking:
         finally:
             for handle in handles:
                 handle.remove()
-            self._last = self._flow = self._of_flow = self._of_call = self._all = None
+            self._last = self._listed = self._flow = self._of_flow = self._of_call = self._all = None
+
+    @contextmanager
+    def executing(self, state: ActivationState, sites: list[Site]) -> Iterator[None]:
+        """Within the context steps of decode are executed."""
+        columns = columns_of(self.system, sites) if state.columns is None else state.columns
+        self._skipping = Skipping(self.system, sites, columns, self.tokens)
+        with self._skipping.multiplying():
+            yield
+
+    def widths(self, site: Site) -> Collection[int]:
+        """How many channels a site may have."""
+        return (site.channels,)
 
     def __call__(self, site: Site, x: torch.Tensor) -> torch.Tensor | None:
         tokens = self._seen_by(site, x)
@@ -106,16 +123,35 @@ class Masking:
                 self.system.counters.add(f"{phase}.activation.linear", count * self.linear)
         if not tokens.anyone:
             return None
+        if self._skipping is not None and takes(tokens) and self.levels[site.name] > 0:
+            return self._skipped(site, x, tokens, self._skipping)
         if not (self.adapter.shares_masks() and self._last is not None and self._last[0] is x):
             masked = self._masked(site, x, tokens)
-            self._last = (x, masked, self._counted(x, masked, tokens))
+            self._last = (x, masked, self._counted(site, x, masked, tokens))
         _, masked, counted = self._last
         for phase, (entries, before, after) in counted.items():
-            added = self.work.get(site.name, 0) * (entries // site.channels)
-            self.system.counters.activation(phase, after * site.saved - added, entries * site.saved)
-            if added:
-                self.system.counters.add(f"{phase}.activation.added", added)
+            self._count(phase, site, entries)
+            self.system.counters.add(f"{phase}.activation.zeros", after * site.saved)
             self.system.counters.add(f"{phase}.activation.zeros_before", before * site.saved)
+        return masked
+
+    def _count(self, phase: str, site: Site, entries: int) -> None:
+        """Count entries in scope, and the work that a method adds for them."""
+        added = self.work.get(site.name, 0) * (entries // site.channels)
+        self.system.counters.activation(phase, -added, entries * site.saved)
+        if added:
+            self.system.counters.add(f"{phase}.activation.added", added)
+
+    def _skipped(self, site: Site, x: torch.Tensor, tokens: Tokens, skipping: Skipping) -> torch.Tensor | None:
+        """Put down what the layers that follow this site skip in this pass; they count the zeros that they meet."""
+        if not (self.adapter.shares_masks() and self._listed is not None and self._listed[0] is x):
+            gone = self._gone(site, x, tokens)
+            self._listed = (x, gone, skipping.listed(x.reshape(gone.shape), gone))
+        _, gone, found = self._listed
+        masked = without(x.reshape(gone.shape), gone).reshape(x.shape) if site.output else None
+        skipping.put(site.name, x if masked is None else masked, found)
+        self._count("decode", site, gone.numel())
+        self.system.counters.add("decode.activation.executed", gone.numel() * site.saved)
         return masked
 
     def _seen_by(self, site: Site, x: torch.Tensor) -> Tokens:
@@ -142,18 +178,20 @@ class Masking:
         positions = torch.arange(x.shape[-2], device=x.device).expand(x.shape[:-2].numel(), -1)
         return _copies(Tokens.of_call(positions, self.adapter.scope))
 
-    def _masked(self, site: Site, x: torch.Tensor, tokens: Tokens) -> torch.Tensor:
-        level = self.levels[site.name]
-        if level == 0:
-            return x
-        flat = x.reshape(-1, x.shape[-1])
+    def _gone(self, site: Site, x: torch.Tensor, tokens: Tokens) -> torch.Tensor:
+        """Which channels of the tokens become zero, bool [tokens, channels]: the selection, whatever is made of it."""
+        flat = x.detach().reshape(-1, x.shape[-1])
         state, threshold = self.states[site.name], self.thresholds[site.name]
-        gone = self.adapter.drop(flat.detach(), state, tokens.positions, level, threshold)
-        if not tokens.everyone:
-            gone = gone & tokens.chosen[:, None]
-        return without(flat, gone).reshape(x.shape)
+        gone = self.adapter.drop(flat, state, tokens.positions, self.levels[site.name], threshold)
+        return gone if tokens.everyone else gone & tokens.chosen[:, None]
 
-    def _counted(self, x: torch.Tensor, masked: torch.Tensor, tokens: Tokens) -> dict[str, Counted]:
+    def _masked(self, site: Site, x: torch.Tensor, tokens: Tokens) -> torch.Tensor:
+        if self.levels[site.name] == 0:
+            return x
+        gone = self._gone(site, x, tokens)
+        return without(x.reshape(gone.shape), gone).reshape(x.shape)
+
+    def _counted(self, site: Site, x: torch.Tensor, masked: torch.Tensor, tokens: Tokens) -> dict[str, Counted]:
         """For each phase the entries in scope, the zeros among them before, and after."""
         channels = x.shape[-1]
         after = zeros(masked.detach().reshape(-1, channels))

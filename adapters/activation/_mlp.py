@@ -28,6 +28,7 @@ class Mlp:
         down: The projection that reads the neurons.
         gated: Multiply-adds with which a second projection multiplies a neuron; 0 where the MLP has no gate.
         up: The projections that give the neurons, the gate first.
+        multiplying: The projection whose outputs the activations multiply; None where there is none of its own.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Mlp:
     down: LinearSite
     gated: int
     up: tuple[LinearSite, ...]
+    multiplying: LinearSite | None = None
 
     @property
     def neurons(self) -> int:
@@ -64,7 +66,7 @@ def mlps(system: CausalLM) -> list[Mlp]:
             if len(functions) == 1 and linears:
                 key, function = functions[0]
                 path = ".".join(part for part in (f"block {index}", name, key) if part)
-                found.append(Mlp(path, function, linears[-1], _gate(linears), _up(linears)))
+                found.append(Mlp(path, function, linears[-1], _gate(linears), _up(linears), _multiplying(linears)))
     return found
 
 
@@ -96,11 +98,15 @@ def _up(linears: list[LinearSite]) -> tuple[LinearSite, ...]:
     return tuple(site for site in linears[:-1] if site.weight.shape[0] in (width, 2 * width))
 
 
+def _multiplying(linears: list[LinearSite]) -> LinearSite | None:
+    """The second of two projections that give one number for each neuron."""
+    single = [site for site in _up(linears) if site.weight.shape[0] == linears[-1].weight.shape[1]]
+    return single[1] if len(single) >= 2 else None
+
+
 def _gate(linears: list[LinearSite]) -> int:
     """Multiply-adds for each neuron of the projection whose outputs the activations multiply."""
     width = linears[-1].weight.shape[1]
-    single = [site for site in linears[:-1] if site.weight.shape[0] == width]
     double = [site for site in linears[:-1] if site.weight.shape[0] == 2 * width]
-    if len(single) >= 2:
-        return int(single[1].weight.shape[1])
-    return int(double[0].weight.shape[1]) if double else 0
+    own = _multiplying(linears) or (double[0] if double else None)
+    return 0 if own is None else int(own.weight.shape[1])

@@ -33,6 +33,10 @@ class PromptActivation(ActivationAdapter):
             for mlp in required_mlps(system, self.card.id)
         ]
 
+    def columns(self, system: CausalLM) -> dict[str, Any]:
+        """None: what stays of an MLP is gathered for each prompt."""
+        return {}
+
     def worth(self, sums: torch.Tensor, state: Any) -> torch.Tensor:
         """What each neuron is worth to a sequence, float32 [channels], from the sums over its prompt."""
         return sums

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from sparsebench.adapters.activation.base import Scope
+from sparsebench.engine.flow import Lanes
 
 if TYPE_CHECKING:
     from sparsebench.engine.flow import Flow
@@ -24,6 +25,8 @@ class Tokens:
         prompts: Length of the prefill part of its sequence, int64 [tokens].
         scope: Which of them are to be made sparse.
         sequences: How many sequences, equally long, lie one after another; 0 in packed rows, which tell it themselves.
+        step: Whether they are a step of decode: the next token of each of some sequences. The host knows it, so that
+            such a pass asks the device for nothing.
     """
 
     decode: torch.Tensor
@@ -31,14 +34,18 @@ class Tokens:
     prompts: torch.Tensor
     scope: Scope
     sequences: int = 0
+    step: bool = False
 
     @classmethod
     def of_flow(cls, flow: Flow, scope: Scope) -> Tokens | None:
         """Those of a pass of the engine; None where the flow does not tell them."""
         if flow.decode is None or flow.positions is None or flow.prompts is None:
             return None
-        sequences = 1 + int((flow.positions.diff() != 1).sum()) if flow.rows is None else 0
-        return cls(flow.decode, flow.positions, flow.prompts, scope, sequences)
+        if flow.rows is not None:
+            return cls(flow.decode, flow.positions, flow.prompts, scope, step=isinstance(flow.rows, Lanes))
+        sequences = 1 + int((flow.positions.diff() != 1).sum())
+        step = sequences == len(flow.decode) and bool(flow.decode.all())
+        return cls(flow.decode, flow.positions, flow.prompts, scope, sequences, step)
 
     @classmethod
     def of_call(cls, positions: torch.Tensor, scope: Scope) -> Tokens:
@@ -48,9 +55,10 @@ class Tokens:
             positions: [sequences, tokens].
             scope: Which tokens are to be made sparse.
         """
-        decode = torch.full(positions.shape, positions.shape[1] == 1, device=positions.device)
+        step = positions.shape[1] == 1
+        decode = torch.full(positions.shape, step, device=positions.device)
         prompts = (positions.amax(dim=1, keepdim=True) + 1).expand_as(positions)
-        return cls(decode.flatten(), positions.flatten(), prompts.flatten(), scope, len(positions))
+        return cls(decode.flatten(), positions.flatten(), prompts.flatten(), scope, len(positions), step)
 
     def to(self, device: torch.device) -> Tokens:
         """A copy for layers on another device."""
@@ -79,16 +87,22 @@ class Tokens:
     @cached_property
     def everyone(self) -> bool:
         """Whether all tokens are in the scope."""
+        if self.step:
+            return self.scope != "prefill"
         return bool(self.chosen.all())
 
     @cached_property
     def anyone(self) -> bool:
         """Whether some token is in the scope."""
+        if self.step:
+            return self.everyone
         return bool(self.chosen.any())
 
     @cached_property
     def rows(self) -> dict[str, torch.Tensor]:
         """For each phase that occurs in the scope, the places of its tokens there, int64 [tokens of the phase]."""
+        if self.step:
+            return {"decode": torch.arange(len(self), device=self.decode.device)} if self.everyone else {}
         phases = {"prefill": self.chosen & ~self.decode, "decode": self.chosen & self.decode}
         places = {phase: mask.nonzero()[:, 0] for phase, mask in phases.items()}
         return {phase: rows for phase, rows in places.items() if len(rows)}
@@ -96,7 +110,7 @@ class Tokens:
     @cached_property
     def sizes(self) -> dict[str, int]:
         """Tokens of each phase that occurs, in the scope or not."""
-        decode = int(self.decode.sum())
+        decode = len(self) if self.step else int(self.decode.sum())
         return {p: n for p, n in (("prefill", len(self) - decode), ("decode", decode)) if n}
 
 

@@ -3,18 +3,18 @@
 A method is a card, its knobs and `score`. The base class finds the sites, calibrates thresholds, applies the rule to
 the tokens of the scope, in the engine's passes and in plain calls of the model alike, and counts the zeros that the
 weights really meet. An expert is fed the tokens that are routed to it; one that no token of the calibration text
-reaches has no threshold, and stays dense.
+reaches has no threshold, and stays dense. With `mode: executed` the same selection says what a step of decode reads.
 """
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from sparsebench.adapters.base import Adapter, Prepared
+from sparsebench.adapters.base import ExecutableAdapter, Prepared
 from sparsebench.budget import Budget
 from sparsebench.cost import PhaseCosts, Request, active_share, dense_cost
 from sparsebench.errors import InputError
@@ -78,15 +78,17 @@ class ActivationState:
         levels: Sparsity of each site, by name, where it was searched for.
         budget: The budget of that search.
         learned: What the method learned of sites from the text, by name; it takes the place of `state_of`.
+        columns: Weights stored by columns, by name of the layer, where the method is executed.
     """
 
     distributions: dict[str, Distribution] | None = None
     levels: dict[str, float] | None = None
     budget: Budget | None = None
     learned: dict[str, Any] = field(default_factory=dict)
+    columns: dict[str, Any] | None = None
 
 
-class ActivationAdapter(Adapter):
+class ActivationAdapter(ExecutableAdapter):
     """One activation method. Subclasses set `card` and write `score`, and `sites` where they mask other places."""
 
     shared: ClassVar[bool] = False
@@ -154,6 +156,24 @@ class ActivationAdapter(Adapter):
             return at_most(score, threshold)
         return smallest(score.float(), dropped(sparsity, x.shape[1]))
 
+    def columns(self, system: CausalLM) -> dict[str, Any]:
+        """The weights that are read by columns where the method is executed, stored so, by name of the layer."""
+        from sparsebench.adapters.activation._executed import columns_of
+
+        return columns_of(system, self.sites(system))
+
+    def check_mode(self) -> None:
+        """See `ExecutableAdapter.check_mode`: what is executed are steps of decode."""
+        if self.mode == "simulated":
+            return
+        if "executed" not in self.card.modes:
+            raise InputError(f"{self.card.id} cannot be executed: no code skips what it leaves out")
+        if "decode" not in self.phases():
+            raise InputError(
+                f"{self.card.id} cannot be executed with scope {self.scope!r}: only decode skips what is left out",
+                "give it the scope all or decode, or run it with mode: simulated",
+            )
+
     def shares_masks(self) -> bool:
         """Whether one mask serves all sites with the very same input."""
         return self.shared
@@ -172,14 +192,25 @@ class ActivationAdapter(Adapter):
         return self.rule == "threshold" or self.learns()
 
     def prepare(self, system: CausalLM, calibration: Calibration | None, budget: Budget | None = None) -> Prepared:
-        """The distribution of scores at each site, from which thresholds of all budgets come."""
+        """The distribution of scores at each site, from which thresholds of all budgets come.
+
+        Where the method is executed, also the copies of weights that lie by columns, which the facts name.
+        """
+        prepared = self._prepared(system, calibration)
+        if self.mode == "executed":
+            prepared.state.columns = columns = self.columns(system)
+            copies = [weight.bytes for weight in columns.values() if weight.bytes]
+            prepared.facts |= {"weights_copied_by_columns": {"layers": len(copies), "bytes": sum(copies)}}
+        return prepared
+
+    def _prepared(self, system: CausalLM, calibration: Calibration | None) -> Prepared:
         from sparsebench.adapters.passes import remembered
 
         if self.rule != "threshold" and not self.learns():
             return Prepared(ActivationState())
         if calibration is None:
             raise InputError(f"{self.card.id} reads a calibration text")
-        knobs = {name: value for name, value in self.config.items() if name != "scope"}
+        knobs = {name: value for name, value in self.config.items() if name not in ("scope", "mode")}
         what = f"scores of {self.card.id} {knobs} on {calibration.hash}"
         learned, found = remembered(system, what, lambda: self._read(system, calibration))
         dtype = str(system.dtype).removeprefix("torch.")
@@ -233,7 +264,9 @@ class ActivationAdapter(Adapter):
         with ExitStack() as contexts:
             contexts.enter_context(acting)
             contexts.enter_context(masking.watching())
-            contexts.enter_context(hooked(sites, masking))
+            contexts.enter_context(hooked(sites, masking, masking.widths))
+            if self.mode == "executed":
+                contexts.enter_context(masking.executing(state, sites))
             yield system
 
     def cost(self, system: Any, request: Request, budget: Budget | None) -> PhaseCosts:
@@ -300,8 +333,17 @@ def dropped(sparsity: float, channels: int) -> int:
 
 
 @contextmanager
-def hooked(sites: list[Site], see: Callable[[Site, torch.Tensor], torch.Tensor | None]) -> Iterator[None]:
+def hooked(
+    sites: list[Site],
+    see: Callable[[Site, torch.Tensor], torch.Tensor | None],
+    widths: Callable[[Site], Collection[int]] = lambda site: (site.channels,),
+) -> Iterator[None]:
     """Within the context `see` is called with what each site sees, and may give something else in its place.
+
+    Args:
+        sites: The places.
+        see: Called with a site and what it sees.
+        widths: How many channels that may have.
 
     Raises:
         InputError: A site has other channels than were expected.
@@ -309,7 +351,7 @@ def hooked(sites: list[Site], see: Callable[[Site, torch.Tensor], torch.Tensor |
     from sparsebench.systems.experts import exposed
 
     def checked(site: Site, x: torch.Tensor) -> torch.Tensor | None:
-        if x.shape[-1] != site.channels:
+        if x.shape[-1] not in widths(site):
             raise InputError(
                 f"{site.name} has {x.shape[-1]} channels, not {site.channels}: it is no place for this method"
             )

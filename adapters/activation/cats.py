@@ -33,6 +33,7 @@ class Cats(ActivationAdapter):
         unit="neuron",
         adaptivity="threshold",
         training="calibration",
+        modes=("simulated", "executed"),
         nearest="top-k-mlp",
         differs="looks at the gate alone, before the up projection, which it therefore spares, and cuts at a threshold",
         deviations=(

@@ -35,6 +35,7 @@ class Chess(ActivationAdapter):
         unit="channel",
         adaptivity="threshold",
         training="calibration",
+        modes=("simulated", "executed"),
         nearest="cats",
         differs="weighs each neuron by the usual size of what the gate multiplies, and sparsifies attention too",
         deviations=(

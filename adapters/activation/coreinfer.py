@@ -41,6 +41,7 @@ class CoreInfer(PromptActivation):
         unit="neuron",
         phases=("decode",),
         training="calibration",
+        modes=("simulated", "executed"),
         nearest="griffin",
         differs="counts how often a neuron is large, whatever its size, where GRIFFIN sums squares of relative sizes",
         deviations=(

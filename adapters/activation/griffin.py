@@ -30,6 +30,7 @@ class Griffin(PromptActivation):
         ),
         unit="neuron",
         phases=("decode",),
+        modes=("simulated", "executed"),
         nearest="coreinfer",
         differs="sums squares of relative sizes over the prompt, where CoreInfer counts how often a neuron is large",
         deviations=("the prompt is what runs in prefill: with a context, the question after it is decoded",),

@@ -42,6 +42,7 @@ class RSparse(ActivationAdapter):
         unit="channel",
         adaptivity="threshold",
         training="calibration",
+        modes=("simulated", "executed"),
         nearest="wina",
         differs="gives part of the budget to singular components, through which what was left out passes",
         deviations=(
@@ -85,7 +86,7 @@ class RSparse(ActivationAdapter):
             for site in self.sites(system)
             if site.weight is not None
         }
-        return replace(prepared, state=LowRankState(state.distributions, factors=factors))
+        return replace(prepared, state=LowRankState(state.distributions, columns=state.columns, factors=factors))
 
     def masking(
         self, system: CausalLM, sites: list[Site], levels: dict[str, float], state: ActivationState

@@ -26,6 +26,7 @@ class RandomActivations(ActivationAdapter):
         "budgets drop what smaller ones drop, and more.",
         role="control",
         unit="channel",
+        modes=("simulated", "executed"),
         nearest="teal",
         differs="looks at no activation",
     )

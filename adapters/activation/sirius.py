@@ -75,7 +75,7 @@ class Sirius(Adapter):
         """The method that is corrected.
 
         Raises:
-            InputError: It is no activation method, or is to act elsewhere than in decode.
+            InputError: It is no activation method, or is to act elsewhere than in decode, or to be executed.
         """
         from sparsebench.adapters.registry import get
 
@@ -84,6 +84,8 @@ class Sirius(Adapter):
             raise InputError(f"{self.card.id} corrects activation methods, not {self.method}")
         if self.options.get("scope", "decode") != "decode":
             raise InputError(f"{self.card.id} corrects what is decoded: scope {self.options['scope']!r} is not for it")
+        if self.options.get("mode", "simulated") != "simulated":
+            raise InputError(f"what {self.card.id} corrects is simulated", "leave out the mode")
         seed = {"seed": self.seed} if "seed" in method.model_fields else {}
         return method.configure({**seed, **self.options, "scope": "decode"})
 

@@ -31,6 +31,7 @@ class Teal(AllocatedActivation):
         unit="channel",
         adaptivity="threshold",
         training="calibration",
+        modes=("simulated", "executed"),
         nearest="wina",
         differs="leaves out the norm of the weights that a channel meets, and cuts at a threshold",
         deviations=(

@@ -31,6 +31,7 @@ class TopKMlp(ActivationAdapter):
             key="li2023lazy",
         ),
         unit="neuron",
+        modes=("simulated", "executed"),
         nearest="cats",
         differs="looks at the neuron after gate and up projection, so that only the down projection is spared",
         deviations=(

@@ -43,6 +43,7 @@ class Wina(AllocatedActivation):
             key="chen2025wina",
         ),
         unit="channel",
+        modes=("simulated", "executed"),
         nearest="teal",
         differs="weighs each channel by the norm of its column, so that layers with one input keep different channels",
         deviations=(

@@ -11,9 +11,9 @@ from abc import abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
-from sparsebench.adapters.base import Adapter, Prepared
+from sparsebench.adapters.base import ExecutableAdapter, Prepared
 from sparsebench.cost import Cost, ModelShape, PhaseCosts, Request, dense_cost, window_pairs
 from sparsebench.errors import InputError
 
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from sparsebench.engine.attention import AttentionPolicy, AttentionView
     from sparsebench.systems.causal_lm import CausalLM
 
-Mode = Literal["simulated", "executed"]
 PhaseKnob = Literal["prefill", "decode", "both"]
 Setting = Literal["paper", "scaled"]
 """`paper`: sizes as published; `scaled`: sizes in proportion to the prompt below `PAPER_LENGTH` tokens."""
@@ -43,7 +42,7 @@ class Selector(Protocol):
         ...
 
 
-class AttentionAdapter(Adapter):
+class AttentionAdapter(ExecutableAdapter):
     """One sparse attention method. Subclasses set `card` and write `select`, and `index` where choosing costs.
 
     A knob `phase` (`prefill`, `decode` or `both`) narrows the phases of the card.
@@ -51,20 +50,6 @@ class AttentionAdapter(Adapter):
 
     executes: ClassVar[tuple[str, ...]] = ("prefill", "decode")
     """Phases in which the method's selections can be executed."""
-
-    mode: Mode = "simulated"
-    """Whether attention is dense work under a mask, or skips what is not selected."""
-
-    @classmethod
-    def configure(cls, knobs: dict[str, Any]) -> Self:
-        """See `Adapter.configure`.
-
-        Raises:
-            InputError: Also where the method is to be executed and cannot be.
-        """
-        method = super().configure(knobs)
-        method.check_mode()
-        return method
 
     def check_mode(self) -> None:
         """Whether the method can be executed, if it is to be.
@@ -82,12 +67,6 @@ class AttentionAdapter(Adapter):
                 f"{self.card.id} cannot be executed in {' and '.join(refused)}: no code skips what it leaves out there",
                 f"run it with mode: simulated{narrower}",
             )
-
-    @property
-    def config(self) -> dict[str, Any]:
-        """See `Adapter.config`; the mode is named where it is not the usual one, which cells state on their own."""
-        knobs = super().config
-        return knobs if self.mode == "executed" else {name: knobs[name] for name in knobs if name != "mode"}
 
     @abstractmethod
     def select(self, view: AttentionView, allowance: Allowance, prepared: Prepared) -> Selection:

@@ -39,6 +39,7 @@ def outcome_of(
     if system.kind != "causal-lm":
         return _retrieval(outcome, result)
     outcome.speed = result.facts.pop("speed", {})
+    outcome.energy = result.facts.pop("joules", None)
     return _language_model(outcome, system, stack, weights, bound, result.facts.get("time_shares") or {})
 
 
@@ -126,9 +127,16 @@ def _activations(outcome: Outcome, system: Any, stack: list[Sparsity]) -> None:
         outcome.densities[f"activation zeros in {phase}"] = system.counters.ratio(
             f"{phase}.activation.zeros", f"{phase}.activation.total"
         )
+    executed = system.counters.ratio("decode.activation.executed", "decode.activation.total")
+    if executed is not None and any(_executed(member) for member in stack):
+        outcome.densities["executed share of decode"] = executed
     outcome.densities |= _corrections(sums)
     outcome.phase = "+".join(acted)
     outcome.exercised &= total > 0 and _enough_decode(outcome, stack, acted)
+
+
+def _executed(member: Sparsity) -> bool:
+    return member.adapter.card.family == "activation" and getattr(member.adapter, "mode", "") == "executed"
 
 
 def _corrections(sums: Mapping[str, float]) -> dict[str, float]:

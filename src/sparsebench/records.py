@@ -152,7 +152,7 @@ class Outcome(_Model):
     peak_memory: int | None = None
     """Largest resident memory of the process, bytes."""
     energy: float | None = None
-    """Joules, where the platform measures them."""
+    """Joules of one run of the batch that a speed task times, where the platform measures them."""
     speed: dict[str, float] = Field(default_factory=dict)
     """Measured speeds of executed rows."""
     facts: dict[str, Any] = Field(default_factory=dict)

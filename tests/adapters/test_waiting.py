@@ -39,6 +39,8 @@ CASES = [
     ("expected-attention", {}),
     ("griffin", {}),
     ("coreinfer", {}),
+    ("griffin", {"mode": "executed"}),
+    ("random-activations", {}),
 ]
 
 
@@ -86,7 +88,9 @@ def waits_of_a_step(system: Any, method: str, knobs: dict[str, Any], sequences: 
     return found[-1]
 
 
-@pytest.mark.parametrize(("method", "knobs"), CASES, ids=[method for method, _ in CASES])
+@pytest.mark.parametrize(
+    ("method", "knobs"), CASES, ids=[" ".join([method, *map(str, knobs.values())]) for method, knobs in CASES]
+)
 def test_waiting_grows_neither_with_layers_nor_with_sequences(method, knobs, monkeypatch):
     small, large = system_of(2), system_of(5)
     few = waits_of_a_step(small, method, knobs, 2, monkeypatch)

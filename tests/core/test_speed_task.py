@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from contextlib import contextmanager
+from types import SimpleNamespace
 
 import models
 import pytest
@@ -14,13 +16,14 @@ from sparsebench.adapters import attached, create
 from sparsebench.adapters.base import Sparsity
 from sparsebench.budget import Budget
 from sparsebench.errors import InputError, UnknownNameError
-from sparsebench.reports.collect import collect
+from sparsebench.kernels.energy import EnergyMeter
+from sparsebench.reports.collect import _energy, collect
 from sparsebench.reports.tables import render
 from sparsebench.reports.verify import passed, verify
 from sparsebench.store import Store
 from sparsebench.suite_run import run_suite
 from sparsebench.systems.causal_lm import CausalLM
-from sparsebench.tasks import registry
+from sparsebench.tasks import registry, speed
 from sparsebench.tasks.definition import TaskDefinition
 from sparsebench.tasks.speed import BoundSpeedTask
 
@@ -59,6 +62,8 @@ def bound(system: CausalLM, **changes: object) -> BoundSpeedTask:
         [create("quest", sparsity=0.5, page=8, mode="executed")],
         [create("snapkv", sparsity=0.5, mode="executed")],
         [create("depth", sparsity=0.5, order="last")],
+        [create("random-activations", sparsity=0.5, mode="executed")],
+        [create("griffin", sparsity=0.5, mode="executed")],
     ],
     ids=lambda stack: stack[0].adapter.card.id if stack else "dense",
 )
@@ -89,9 +94,9 @@ def test_each_side_runs_what_its_name_says(monkeypatch):
     for name in ("_engine", "_transformers"):
         real = getattr(BoundSpeedTask, name)
 
-        def run(task, system, real=real, name=name):
+        def run(task, system, *rest, real=real, name=name):
             seen.append((name, system.policy is not None))
-            return real(task, system)
+            return real(task, system, *rest)
 
         monkeypatch.setattr(BoundSpeedTask, name, run)
     with attached(system, [create("block-topk", sparsity=0.5, block=16, mode="executed")]):
@@ -105,7 +110,7 @@ def test_each_side_runs_what_its_name_says(monkeypatch):
 def test_a_failing_dense_side_leaves_the_method_attached(monkeypatch):
     system = tiny()
 
-    def fail(task, system):
+    def fail(task, system, *rest):
         raise RuntimeError("transformers cannot")
 
     monkeypatch.setattr(BoundSpeedTask, "_transformers", fail)
@@ -192,6 +197,31 @@ def test_what_was_measured_stands_beside_the_quality_of_the_same_method(small, t
     assert "| speed |" in render(table, "md")
     assert "| speed |" not in render(table[table["method"] == "magnitude"], "md")
     assert passed(verify(tmp_path / "out"))
+
+
+def test_energy_stands_beside_the_times_where_a_counter_is(monkeypatch):
+    """A counter that goes up by a joule whenever it is read, and none here in truth."""
+    system, read = tiny(), itertools.count(1)
+    with attached(system, [create("griffin", sparsity=0.5, mode="executed")]):
+        without = bound(system).evaluate(system).facts
+        monkeypatch.setattr(speed, "ENERGY_SECONDS", 0.02)
+        monkeypatch.setattr(EnergyMeter, "of", lambda devices: SimpleNamespace(read=lambda: float(next(read))))
+        before = dict(system.counters.sums)
+        system.counters.reset()
+        facts = bound(system).evaluate(system).facts
+        assert dict(system.counters.sums) == before  # longer texts are not counted
+    assert not any("energy" in name for name in [*without, *without["speed"]])
+    assert without["graphs"] == {"as it is": False, "dense, engine": False, "dense, transformers": False}
+    assert without["without graphs"]["as it is"] == "the model is not on a GPU"
+    for name in ("prompt", "token"):
+        sides = facts["energy"][f"joules of a {name}"]
+        assert set(sides) == set(facts["graphs"]) and min(sides.values()) > 0
+        assert facts["speed"][f"energy of a {name}, J"] == sides["as it is"]
+        assert facts["speed"][f"energy of a {name}, J, dense"] in sides.values()
+    whole = facts["energy"]["joules of a prompt"]["as it is"] + 17 * facts["energy"]["joules of a token"]["as it is"]
+    assert facts["joules"] == pytest.approx(2 * whole)
+    assert re.fullmatch(r" with [\d.e-]+ of [\d.e-]+ J a token", _energy(facts["speed"], "decode"))
+    assert _energy(without["speed"], "decode") == ""
 
 
 def test_what_is_wrong_is_named():

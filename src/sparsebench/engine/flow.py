@@ -271,10 +271,14 @@ class Lanes:
         Returns:
             The lengths on the device, [n].
         """
-        self.states, self.longest = states, max(lengths)
         step = Step.of(np.asarray(lengths, dtype=np.int64), device)
-        self.now = Copies(step, device, Step.to)
+        self.begin(step, max(lengths), states)
         return step.lengths
+
+    def begin(self, step: Step, longest: int, states: list[list[dict[Any, Any]]]) -> None:
+        """The next step, over keys up to `longest`; its tensors are read when it runs."""
+        self.states, self.longest = states, longest
+        self.now = Copies(step, step.active.device, Step.to)
 
     def attend(
         self,

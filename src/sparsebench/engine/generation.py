@@ -15,6 +15,7 @@ from sparsebench.engine import trie
 from sparsebench.engine.correction import Correction, Verdict, Window, count_moved, count_spared, verdicts
 from sparsebench.engine.flow import Lanes
 from sparsebench.engine.forward import TreeRun, step
+from sparsebench.engine.graphs import Playback
 from sparsebench.engine.reuse import Prefills
 from sparsebench.engine.scoring import NOT_FINITE
 from sparsebench.engine.transfer import sent
@@ -68,10 +69,17 @@ class _Lane:
 
 
 class Generator:
-    """Continue prompts, as many at a time as `system.lanes` allows."""
+    """Continue prompts, as many at a time as `system.lanes` allows.
 
-    def __init__(self, system: CausalLM, prompts: Sequence[Prompt]) -> None:
+    Args:
+        system: The model, with whatever is attached to it.
+        prompts: What is to be continued.
+        playback: Records steps and plays them back; None: each is run.
+    """
+
+    def __init__(self, system: CausalLM, prompts: Sequence[Prompt], playback: Playback | None = None) -> None:
         self.system = system
+        self.playback = playback
         self.prompts = prompts
         self.texts = [""] * len(prompts)
         self.tokens: list[list[int]] = [[] for _ in prompts]
@@ -108,10 +116,13 @@ class Generator:
             self._admit(lanes, free, active, waiting)
             if not active:
                 if exhausted and not waiting:
-                    return self.texts
+                    break
                 continue
             self._close_up(lanes, free, active)
             self._step(lanes, free, active)
+        if self.playback is not None:
+            self.playback.close()
+        return self.texts
 
     def _prefill(self, chunk: list[int], waiting: deque[tuple[int, int, int]]) -> None:
         def first_tokens(places: list[tuple[int, int]], logits: torch.Tensor) -> None:
@@ -167,12 +178,17 @@ class Generator:
         device = self.system.device
         current = [active[p] for p in places]
         prompts = [self.prompts[lane.request] for lane in current]
-        ids = sent(np.array([lane.generated[-1] for lane in current], dtype=np.int64), device)
+        tokens, prefills = [lane.generated[-1] for lane in current], [p.prefill for p in prompts]
         ends = [len(p.tokens) + len(lane.generated) for p, lane in zip(prompts, current, strict=True)]
-        lengths = lanes.step(ends, [lane.states for lane in current], device)
+        states = [lane.states for lane in current]
         self.system.count_decode(ends)
-        prefills = sent(np.array([p.prefill for p in prompts], dtype=np.int64), device)
-        logits = step(self.system, lanes, ids, lengths, prefills)
+        logits = None
+        if self.playback is not None:
+            logits = self.playback.logits(lanes, tokens, ends, prefills, states)
+        if logits is None:
+            lengths = lanes.step(ends, states, device)
+            ids, begun = (sent(np.array(numbers, dtype=np.int64), device) for numbers in (tokens, prefills))
+            logits = step(self.system, lanes, ids, lengths, begun)
         chosen = self._choose(logits, [lane.request for lane in current])
         for lane, token in zip(current, chosen, strict=True):
             lane.generated.append(token)

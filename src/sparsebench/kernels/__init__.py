@@ -4,9 +4,12 @@
 - `paged_decode`: attention of one token over selected pages of the cache
 - `selection`: exact top-k lists for both
 - `sparse_gemv`: matrix-vector products over active inputs
+- `gemv_gpu`: products of a few tokens with what they keep; `gemv_cpu`: the same on a processor, by numba
 - `semi_structured`: 2:4 weights through PyTorch
+- `counting`: where products count the zeros that they meet
 - `energy`: joules through NVML
 - `reference`: what they compute, in plain PyTorch
 
-The first four need Triton and are imported by whoever uses them; TRITON_INTERPRET=1 runs them on a CPU, for tests.
+The first four and `gemv_gpu` need Triton and are imported by whoever uses them; TRITON_INTERPRET=1 runs them on a CPU,
+for tests.
 """

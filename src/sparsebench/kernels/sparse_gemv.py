@@ -136,7 +136,7 @@ def _product(
     weight, index, value, count, parts, OUT, SHARES: tl.constexpr, CHUNK: tl.constexpr, BN: tl.constexpr,
     BK: tl.constexpr, UNROLL: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
-    """One share of one list.
+    """One share of one list, of one token.
 
     While a step's tiles are summed, the next step's are on their way to registers of their own, as are the list's
     entries of the step after it: so a fixed number of loads is always in flight.
@@ -144,6 +144,10 @@ def _product(
     _begin(EARLY)
     column = tl.program_id(0) * BN + tl.arange(0, BN)
     split = tl.program_id(1)
+    token, splits = tl.program_id(2), tl.num_programs(1)
+    lists = token * (splits // SHARES)
+    index, value, count = index + lists * CHUNK, value + lists * CHUNK, count + lists
+    parts += token * splits * OUT
     chunk = split // SHARES
     active = tl.load(count + chunk)
     each = tl.cdiv(active, SHARES)

@@ -19,7 +19,8 @@ class Counters:
     Attention pairs are summed over query heads and layers, activation counts are weighted by the parameters that an
     input channel would have multiplied. Ratios are ratios of sums.
 
-    What was counted on a device stays there until a sum is asked for: fetching a number makes the device wait.
+    What was counted on a device stays there until a sum is asked for: fetching a number makes the device wait. It is
+    summed in place, so that a kernel may add to it, and one that was recorded adds whenever it is played back.
     """
 
     def __init__(self) -> None:
@@ -39,13 +40,36 @@ class Counters:
         self._sums.clear()
         self._counted.clear()
 
+    def zero(self) -> None:
+        """Begin anew, with the tallies where kernels know them to be."""
+        self._sums.clear()
+        for amount in self._counted.values():
+            amount.zero_()
+
+    def tally(self, name: str, device: torch.device) -> torch.Tensor:
+        """What a device has counted towards a sum, float64 without dimensions; what is added to it in place counts."""
+        import torch
+
+        if (name, device) not in self._counted:
+            with torch.inference_mode(False):  # or it could be changed in that mode only
+                self._counted[name, device] = torch.zeros((), dtype=torch.float64, device=device)
+        return self._counted[name, device]
+
+    def on_host(self) -> dict[str, float]:
+        """What was counted on the host alone, by name."""
+        return dict(self._sums)
+
+    def absorb(self, other: Counters) -> None:
+        """Add what devices counted for another one."""
+        for (name, device), amount in other._counted.items():
+            self.tally(name, device).add_(amount)
+
     def add(self, name: str, amount: Amount) -> None:
         """Add to a named sum."""
         if isinstance(amount, float | Real):  # type checkers do not take a float for a Real
             self._sums[name] += float(amount)
             return
-        before = self._counted.get((name, amount.device))
-        self._counted[name, amount.device] = amount.double() if before is None else before + amount
+        self.tally(name, amount.device).add_(amount)
 
     def tokens(self, phase: str, count: int, pairs: int) -> None:
         """Tokens that ran in a phase, and the causal (query, key) pairs one head of one layer has for them."""

@@ -58,24 +58,19 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "reproduced.json")
     chosen = parser.parse_args()
     device = chosen_device(chosen.device)
-    rows = []
+    commit, dirty = environment.commit()
+    facts = {"hardware": environment.hardware(device), "packages": environment.packages()}
+    facts |= {"commit": commit, "dirty": dirty, "seed": chosen.seed}
+    chosen.out.parent.mkdir(exist_ok=True)
+    rows: list[dict[str, Any]] = []
+    tried: list[bool] = []
     for source in open_sources(chosen.results):
         for row in reproduced(source, drawn(source, chosen.sample, chosen.seconds, chosen.seed, device), device):
-            rows.append(row)
             print("\n".join(lines(row)), flush=True)
-    tried = [row["reproduced"] for row in rows if row["reproduced"] is not None]
-    commit, dirty = environment.commit()
-    table = {
-        "hardware": environment.hardware(device),
-        "packages": environment.packages(),
-        "commit": commit,
-        "dirty": dirty,
-        "reproduced": sum(tried),
-        "of": len(tried),
-        "cells": rows,
-    }
-    chosen.out.parent.mkdir(exist_ok=True)
-    chosen.out.write_text(json.dumps(table, indent=1) + "\n")
+            rows.append(row)
+            tried += [] if row["reproduced"] is None else [row["reproduced"]]
+            table = {**facts, "reproduced": sum(tried), "of": len(tried), "cells": rows}
+            chosen.out.write_text(json.dumps(table, indent=1) + "\n")  # each time, since a long run may be cut short
     print(f"{sum(tried)} of {len(tried)} cells came out again")
     sys.exit(0 if tried and all(tried) else 1)
 

@@ -121,6 +121,19 @@ def test_texts_and_counts_are_those_of_the_mask(
         assert sums["decode.activation.executed"] / sums["decode.activation.total"] == steps / (steps + len(asked))
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+@pytest.mark.parametrize("method", METHODS)
+def test_a_gpu_does_as_the_mask(method: str, architecture: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    system = CausalLM(models.tiny_model(architecture).cuda(), models.tiny_tokenizer())
+    for asked in (prompts(), prompts()[:1]):
+        simulated, executed = (run(system, member(method, m), asked, monkeypatch) for m in MODES)
+        assert executed[0] == simulated[0]
+        for ours, theirs in zip(executed[1], simulated[1], strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+        assert executed[2] == simulated[2]
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("method", METHODS)
 def test_a_trained_model_decodes_alike(method: str, dtype: torch.dtype) -> None:

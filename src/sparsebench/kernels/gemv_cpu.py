@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -192,13 +193,22 @@ def _numba() -> Any:
     return numba
 
 
+def _pooled() -> bool:
+    """Whether numba has OpenMP's threads or TBB's: its own take longer to begin than such a product does."""
+    for pool in ("omppool", "tbbpool"):
+        with contextlib.suppress(ImportError):
+            importlib.import_module(f"numba.np.ufunc.{pool}")
+            return True
+    return False
+
+
 @functools.cache
 def _compiled(dtype: torch.dtype) -> SimpleNamespace:
     """The functions for weights of one type: `listed`, `columns`, `rows`."""
     numba = _numba()
     # Fused multiply-adds, but no reordering: results are the same on every run.
     compiled = functools.partial(numba.njit, fastmath={"contract"})
-    prange = numba.prange
+    prange, parallel = numba.prange, _pooled()
     widened = _widened(numba, dtype)
 
     @compiled()
@@ -222,7 +232,7 @@ def _compiled(dtype: torch.dtype) -> SimpleNamespace:
                 values[token, k] = np.float32(0) if gone[token, i] else x[token, i]
         return places[:count].copy(), values, kept, nonzero
 
-    @compiled(parallel=True)
+    @compiled(parallel=parallel)
     def columns(weight, places, values, tile, out):
         tokens, size = out.shape
         whole = len(places) // 4 * 4
@@ -252,7 +262,7 @@ def _compiled(dtype: torch.dtype) -> SimpleNamespace:
             for token in range(tokens):
                 out[token, first : first + count] = sums[token, :count]
 
-    @numba.njit(fastmath={"contract", "reassoc"}, parallel=True)  # one order, which the compiler chooses
+    @numba.njit(fastmath={"contract", "reassoc"}, parallel=parallel)  # one order, which the compiler chooses
     def rows(weight, places, x, out):
         tokens, size = x.shape
         for k in prange(len(places)):

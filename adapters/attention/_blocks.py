@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
@@ -9,12 +10,9 @@ import torch
 
 from sparsebench.adapters.attention._allowance import GOLDEN, Allowance, dither, seen_keys
 from sparsebench.adapters.attention._estimate import attention_weights, block_means, block_sums
-from sparsebench.adapters.attention._selection import Pages, part_of, top_mask
+from sparsebench.adapters.attention._selection import SLICE, Pages, part_of, top_mask
 from sparsebench.engine.attention import AttentionView
 from sparsebench.engine.transfer import sent
-
-SLICE = 256
-"""Queries whose attention weights are held at a time."""
 
 
 @lru_cache(maxsize=32)
@@ -30,65 +28,109 @@ def block_pairs(start: int, count: int, window: int | None, size: int) -> torch.
     return pairs
 
 
-def own_blocks(pairs: torch.Tensor, start: int, size: int) -> torch.Tensor:
-    """Blocks on the diagonal, bool [query_blocks, key_blocks]."""
-    rows = torch.arange(pairs.shape[0], device=pairs.device) + start // size
-    return rows[:, None] == torch.arange(pairs.shape[1], device=pairs.device)
+@dataclass(frozen=True)
+class Grid:
+    """Blocks of queries by blocks of keys, of rows that begin together.
+
+    Attributes:
+        pairs: Visible pairs in each block, int64 [rows, query_blocks, key_blocks]; 0 beyond a row's end.
+        own: Blocks on the diagonal, bool [query_blocks, key_blocks].
+        totals: Pairs of each row, float64 [rows], on the host.
+        seen: Blocks of each row in which there are pairs, float64 [rows], on the host.
+        lengths: Keys of each row, int64 [rows], on the host.
+        start: Position of the first query.
+        size: Queries and keys of a block.
+    """
+
+    pairs: torch.Tensor
+    own: torch.Tensor
+    totals: np.ndarray
+    seen: np.ndarray
+    lengths: np.ndarray
+    start: int
+    size: int
+
+    @classmethod
+    def of(cls, rows: AttentionView, size: int) -> Grid:
+        """The blocks of some rows; the same in all layers."""
+        memo, key = rows.geometry.memo, ("grid", size, rows.window)
+        if key not in memo:
+            start, lengths = int(rows.geometry.positions[0, 0]), rows.geometry.lengths
+            memo[key] = cls.made(start, lengths, rows.window, size, rows.query.device)
+        grid: Grid = memo[key]
+        return grid
+
+    @classmethod
+    def made(cls, start: int, lengths: np.ndarray, window: int | None, size: int, device: torch.device) -> Grid:
+        """The blocks of rows of so many keys, whose queries begin at `start`."""
+        whole = block_pairs(start, int(lengths.max()) - start, window, size).numpy()
+        pairs = np.zeros((len(lengths), *whole.shape), dtype=np.int64)
+        for row, length in enumerate(lengths.tolist()):
+            begun = max(start, length // size * size)  # of a block that the row ends in
+            full = begun // size - start // size
+            pairs[row, :full] = whole[:full]
+            if begun < length:
+                last = block_pairs(begun, length - begun, window, size).numpy()
+                pairs[row, full, : last.shape[1]] = last[0]
+        own = np.arange(whole.shape[0])[:, None] + start // size == np.arange(whole.shape[1])
+        totals, seen = pairs.sum(axis=(1, 2), dtype=float), (pairs > 0).sum(axis=(1, 2), dtype=float)
+        return cls(sent(pairs, device), sent(own, device), totals, seen, lengths, start, size)
+
+    @property
+    def first_block(self) -> int:
+        """Block of the first query."""
+        return self.start // self.size
 
 
-def choose_blocks(
-    score: torch.Tensor, pairs: torch.Tensor, forced: torch.Tensor, allowance: Allowance, size: int, length: int
-) -> torch.Tensor:
-    """The blocks with the highest scores, bool [heads, query_blocks, key_blocks].
+def choose_blocks(score: torch.Tensor, grid: Grid, forced: torch.Tensor, allowance: Allowance) -> torch.Tensor:
+    """The blocks with the highest scores, bool [rows, heads, query_blocks, key_blocks].
 
     Each row of blocks keeps as many as the others, or all it has; a share of pairs is met by each head.
 
     Args:
-        score: [heads, query_blocks, key_blocks].
-        pairs: `block_pairs` of the row, on the host.
-        forced: Blocks to keep in any case, on the host, bool [query_blocks, key_blocks]; within the allowance, where
-            that has room.
+        score: [rows, heads, query_blocks, key_blocks].
+        grid: The blocks.
+        forced: Blocks to keep in any case, bool [query_blocks, key_blocks]; within the allowance, where that has room.
         allowance: Density or tokens.
-        size: Keys of a block.
-        length: Keys of the row.
     """
-    total = float(pairs.sum())
-    pairs = sent(pairs.numpy(), score.device)
+    pairs, size = grid.pairs, grid.size
     visible = pairs > 0
-    forced = sent(forced.numpy(), score.device) & visible
-    score = score.float().masked_fill(~visible, -torch.inf).masked_fill(forced, torch.inf)
-    most = visible.sum(dim=1)
-    least = forced.sum(dim=1).clamp(min=1)
+    forced = forced & visible
+    score = score.float().masked_fill(~visible[:, None], -torch.inf).masked_fill(forced[:, None], torch.inf)
+    most = visible.sum(dim=-1)
+    least = torch.minimum(forced.sum(dim=-1).clamp(min=1), most)
     if allowance.tokens is not None:
-        widths = (length - torch.arange(pairs.shape[1], device=pairs.device) * size).clamp(max=size)
-        keys = (visible * widths).sum(dim=1)
+        begun = torch.arange(pairs.shape[2], device=pairs.device) * size
+        widths = (sent(grid.lengths, pairs.device)[:, None] - begun).clamp(min=0, max=size)
+        keys = (visible * widths[:, None]).sum(dim=-1)
         counts = torch.full_like(most, allowance.tokens // size)
-        counts = torch.where(allowance.tokens >= keys, most, counts)
+        counts = torch.where(allowance.tokens >= keys, most, counts)[:, None]
+    elif (allowance.density or 0.0) >= 1:
+        counts = most[:, None]
     else:
-        target = (allowance.density or 0.0) * total + size * size / 2
-        counts = most if (allowance.density or 0.0) >= 1 else _counts(score, pairs, target, least, most)
-    return top_mask(score, torch.minimum(torch.maximum(counts, least), most)) & visible
+        target = sent((allowance.density or 0.0) * grid.totals + size * size / 2, pairs.device)
+        counts = _counts(score, pairs, target, least, most)
+    return top_mask(score, torch.minimum(torch.maximum(counts, least[:, None]), most[:, None])) & visible[:, None]
 
 
 def _counts(
-    score: torch.Tensor, pairs: torch.Tensor, target: float, least: torch.Tensor, most: torch.Tensor
+    score: torch.Tensor, pairs: torch.Tensor, target: torch.Tensor, least: torch.Tensor, most: torch.Tensor
 ) -> torch.Tensor:
-    """Blocks of each row with which a head reads at most `target` pairs, int64 [heads, query_blocks].
+    """Blocks of each row of blocks with which a head reads at most `target` pairs, int64 [rows, heads, query_blocks].
 
     A row i takes floor(level + s_i) blocks, from `least` to `most`, with the same level for all rows and s_i spread
     evenly over [0, 1): its block of rank r joins when the level reaches r + 1 - s_i. In that order they are added up.
     """
     order = score.sort(dim=-1, descending=True, stable=True).indices
-    ranked = pairs.expand_as(score).gather(-1, order)
-    least = torch.minimum(least, most)
-    rank = torch.arange(pairs.shape[1], device=score.device)
-    joins = (rank >= least[:, None]) & (rank < most[:, None])
-    given = (ranked * (rank < least[:, None])).sum(dim=(1, 2))
-    turns = sent(_turns(*pairs.shape), score.device)
-    added = (ranked * joins).flatten(1)[:, turns].cumsum(dim=1) + given[:, None]
+    ranked = pairs[:, None].expand_as(score).gather(-1, order)
+    rank = torch.arange(pairs.shape[2], device=score.device)
+    joins = (rank >= least[..., None]) & (rank < most[..., None])
+    given = (ranked * (rank < least[..., None])[:, None]).sum(dim=(2, 3))
+    turns = sent(_turns(*pairs.shape[1:]), score.device)
+    added = (ranked * joins[:, None]).flatten(2)[..., turns].cumsum(dim=-1) + given[..., None]
     taken = torch.zeros_like(added, dtype=torch.bool)
-    taken[:, turns] = added <= target
-    return least + (taken.reshape(score.shape) & joins).sum(dim=-1)
+    taken[..., turns] = added <= target[:, None, None]
+    return least[:, None] + (taken.reshape(score.shape) & joins[:, None]).sum(dim=-1)
 
 
 @lru_cache(maxsize=32)
@@ -133,21 +175,32 @@ def choose_pages(score: torch.Tensor, view: AttentionView, allowance: Allowance,
     return Pages((chosen & candidates[:, None]) | (page == own[..., None])[:, None], size)
 
 
-def pooled_scores(row: AttentionView, size: int) -> torch.Tensor:
-    """Scaled products of the means of blocks of queries and of keys, of one row, [heads, query_blocks, key_blocks]."""
-    start = int(row.geometry.positions[0, 0])
-    queries = block_means(row.query[0], size, 1, start % size)
-    keys = block_means(row.key[0], size, 1).repeat_interleave(row.group, dim=0)
-    return row.scaling * queries @ keys.transpose(-1, -2)
+def pooled_scores(rows: AttentionView, size: int) -> torch.Tensor:
+    """Scaled products of the means of blocks of queries and of keys, [rows, heads, query_blocks, key_blocks].
+
+    Rows begin together.
+    """
+    start = int(rows.geometry.positions[0, 0])
+    queries = block_means(rows.query, size, 2, start % size, rows.geometry.lengths - start)
+    return rows.scaling * queries @ pooled_keys(rows, size).transpose(-1, -2)
 
 
-def block_mass(row: AttentionView, size: int) -> torch.Tensor:
-    """Attention weights of one row summed over blocks, [heads, query_blocks, key_blocks]; made slice by slice."""
-    start, length = int(row.geometry.positions[0, 0]), row.key.shape[2]
+def pooled_keys(rows: AttentionView, size: int) -> torch.Tensor:
+    """Means of blocks of keys, for each query head, float32 [rows, heads, key_blocks, head_dim]."""
+    return block_means(rows.key, size, 2, 0, rows.geometry.lengths).repeat_interleave(rows.group, dim=1)
+
+
+def block_mass(rows: AttentionView, size: int) -> torch.Tensor:
+    """Attention weights summed over blocks, [rows, heads, query_blocks, key_blocks]; made slice by slice.
+
+    Rows begin together.
+    """
+    start, length = int(rows.geometry.positions[0, 0]), rows.key.shape[2]
     blocks = (length - 1) // size - start // size + 1
-    mass = torch.zeros((row.query.shape[1], blocks, -(-length // size)), device=row.query.device)
-    for first in range(0, row.query.shape[2], SLICE):
-        part = part_of(row, first, min(first + SLICE, row.query.shape[2]))
-        by_key = block_sums(attention_weights(part)[0], size, 2)
-        mass[:, :, : by_key.shape[2]].index_add_(1, part.positions[0] // size - start // size, by_key)
+    mass = torch.zeros((*rows.query.shape[:2], blocks, -(-length // size)), device=rows.query.device)
+    for first in range(0, rows.query.shape[2], SLICE):
+        part = part_of(rows, first, min(first + SLICE, rows.query.shape[2]))
+        by_key = block_sums(attention_weights(part), size, 3)
+        places = torch.arange(first, first + by_key.shape[2], device=mass.device) + start
+        mass[..., : by_key.shape[3]].index_add_(2, places // size - start // size, by_key)
     return mass

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from sparsebench.adapters.attention._executor import MASK_ELEMENTS, SelectivePolicy
+from sparsebench.adapters.attention._executor import SelectivePolicy, slice_of
 from sparsebench.adapters.attention._gathered import Tally
 from sparsebench.adapters.attention._selection import part_of, top_mask
 from sparsebench.adapters.attention.mustafar import entries
@@ -30,7 +30,7 @@ class ElementPolicy(SelectivePolicy):
         pruned = replace(view, key=largest(view.key, density), value=largest(view.value, density))
         rows, heads, queries, _ = view.query.shape
         out = view.query.new_zeros((rows, heads, queries, view.value.shape[-1]))
-        step = max(1, MASK_ELEMENTS // (rows * heads * view.key.shape[2]))
+        step = slice_of(view)
         for first in range(0, queries, step):
             part, other = (part_of(x, first, min(first + step, queries)) for x in (view, pruned))
             near = self._near(part)

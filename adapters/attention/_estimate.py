@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import torch
 
-from sparsebench.engine.attention import AttentionView, scores
+from sparsebench.engine.attention import AttentionView, Geometry, scores
+from sparsebench.engine.transfer import sent
 
 
 def attention_weights(part: AttentionView) -> torch.Tensor:
@@ -22,9 +24,25 @@ def attention_weights(part: AttentionView) -> torch.Tensor:
 
 
 def last_queries(view: AttentionView, count: int) -> AttentionView:
-    """The last `count` queries of a view without padding, or all where there are fewer."""
-    first = max(0, view.query.shape[2] - count)
-    return replace(view, query=view.query[:, :, first:], positions=view.positions[:, first:], aligned=False)
+    """The last `count` queries of each row, or all where there are fewer; rows may be padded on the right.
+
+    Where one row has fewer than another, its queries are padded on the left, with a position of -1.
+    """
+    known = view.geometry
+    held = (known.positions >= 0).sum(axis=1)
+    most = min(count, int(held.max()))
+    if (held == known.positions.shape[1]).all():
+        first = known.positions.shape[1] - most
+        return replace(view, query=view.query[:, :, first:], positions=view.positions[:, first:], aligned=False)
+    if ("last", count) not in known.memo:
+        wanted = held[:, None] - most + np.arange(most)
+        positions = np.where(wanted >= 0, np.take_along_axis(known.positions, wanted.clip(min=0), axis=1), -1)
+        at = sent(positions, view.query.device), view.lengths
+        places = sent(wanted.clip(min=0), view.query.device)
+        known.memo["last", count] = places, Geometry(positions, known.lengths, at)
+    places, own = known.memo["last", count]
+    chosen = places[:, None, :, None].expand(-1, view.query.shape[1], -1, view.query.shape[3])
+    return replace(view, query=view.query.gather(2, chosen), positions=own.of[0], aligned=False, known=own)
 
 
 def grouped(x: torch.Tensor, group: int, dim: int = 0) -> torch.Tensor:
@@ -42,14 +60,25 @@ def block_sums(x: torch.Tensor, size: int, dim: int, start: int = 0) -> torch.Te
     return padded.reshape(*last.shape[:-1], -1, size).sum(dim=-1).movedim(-1, dim)
 
 
-def block_means(x: torch.Tensor, size: int, dim: int, start: int = 0) -> torch.Tensor:
-    """Means over blocks of `size` along `dim`, float32; see `block_sums`."""
-    ones = torch.ones(x.shape[dim], device=x.device)
-    counts = block_sums(ones, size, 0, start)
-    shape = [1] * x.dim()
-    shape[dim] = -1
-    means: torch.Tensor = block_sums(x.float(), size, dim, start) / counts.reshape(shape)
-    return means
+def block_means(x: torch.Tensor, size: int, dim: int, start: int = 0, held: np.ndarray | None = None) -> torch.Tensor:
+    """Means over blocks of `size` along `dim`, float32; see `block_sums`.
+
+    Args:
+        x: The numbers.
+        size: Entries of a block.
+        dim: Along which there are blocks.
+        start: Place of the first entry in its block.
+        held: So many first entries of each row (dimension 0) are real, int64 [rows]; None: all.
+    """
+    x, length = x.float().movedim(dim, -1), x.shape[dim]
+    counts = block_sums(torch.ones(length, device=x.device), size, 0, start)
+    if held is not None and (held < length).any():
+        real = (torch.arange(length, device=x.device) < sent(held, x.device)[:, None]).float()
+        real = real.reshape(len(real), *[1] * (x.dim() - 2), length)
+        x = x.where(real > 0, 0)
+        counts = block_sums(real, size, -1, start).clamp(min=1)
+    means: torch.Tensor = block_sums(x, size, -1, start) / counts
+    return means.movedim(-1, dim)
 
 
 def uniform(seed: int, *places: int | torch.Tensor) -> torch.Tensor:

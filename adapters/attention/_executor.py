@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from sparsebench.systems.causal_lm import CausalLM
     from sparsebench.systems.counters import Amount
 
-MASK_ELEMENTS = 2**24
-"""Rows x heads x queries x keys that are held at a time."""
+MASK_ELEMENTS = {"cpu": 2**24, "cuda": 2**27}
+"""Rows x heads x queries x keys that are held at a time, by type of device."""
 TILES = {"prefill": (64, 64), "decode": (1, 16)}
 """Queries and keys of the tiles that a kernel would run: it skips none of a tile of which one pair is kept.
 
@@ -111,8 +111,7 @@ def simulate(view: AttentionView, selection: Selection, tile: tuple[int, int]) -
     rows, heads, queries, _ = view.query.shape
     out = view.query.new_zeros((rows, heads, queries, view.value.shape[-1]))
     tally = Tally()
-    step = max(1, MASK_ELEMENTS // (rows * heads * view.key.shape[2]))
-    step = max(tile[0], step // tile[0] * tile[0])
+    step = max(tile[0], slice_of(view) // tile[0] * tile[0])
     for first in range(0, queries, step):
         part = part_of(view, first, min(first + step, queries))
         visible = part.visible()
@@ -123,6 +122,12 @@ def simulate(view: AttentionView, selection: Selection, tile: tuple[int, int]) -
             Tally(shared * torch.count_nonzero(keep), _union(keep, part), shared * _tile_pairs(keep, visible, tile))
         )
     return out, tally
+
+
+def slice_of(view: AttentionView) -> int:
+    """Queries of a view for which masks are held at a time."""
+    elements = MASK_ELEMENTS.get(view.query.device.type, MASK_ELEMENTS["cpu"])
+    return max(1, elements // (view.query.shape[0] * view.query.shape[1] * view.key.shape[2]))
 
 
 def _union(keep: torch.Tensor, view: AttentionView) -> torch.Tensor:
@@ -149,4 +154,4 @@ def _tiled(mask: torch.Tensor, tile: tuple[int, int]) -> torch.Tensor:
     queries, keys = mask.shape[-2:]
     padded = torch.nn.functional.pad(mask, (0, -keys % tile[1], 0, -queries % tile[0]))
     shape = (*mask.shape[:-2], padded.shape[-2] // tile[0], tile[0], padded.shape[-1] // tile[1], tile[1])
-    return padded.reshape(shape)
+    return padded.contiguous().reshape(shape)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from sparsebench.adapters.attention._blocks import block_pairs
-from sparsebench.adapters.attention._selection import Blocks, ByRow, Selection, alone, part_of, per_head, queries_of
+from sparsebench.adapters.attention._selection import Blocks, ByRun, Selection, alone, part_of, per_head, queries_of
 from sparsebench.adapters.attention._tiles import pairs_at, tile_of
 from sparsebench.engine import flex
 from sparsebench.engine.attention import AttentionView, attend_masked
@@ -65,13 +65,13 @@ def execute(view: AttentionView, selection: Selection) -> tuple[torch.Tensor, Ta
 
 def _blocks_of(view: AttentionView, selection: Selection) -> list[Blocks | None] | None:
     """The blocks of each row where FlexAttention runs them; None where tiles are gathered."""
-    rows = selection.rows if isinstance(selection, ByRow) else [selection]
+    rows = selection.by_row(len(view.query)) if isinstance(selection, ByRun) else [selection]
     if view.softcap is not None or view.sinks is not None:
         return None
     found: list[Blocks | None] = []
     for row, chosen in enumerate(rows):
         own = alone(view, row) if len(rows) > 1 else view
-        if not own.query.shape[2]:
+        if chosen is None:
             found.append(None)
         elif isinstance(chosen, Blocks) and flex.suits(own.query, own.key, chosen.size):
             found.append(chosen)
@@ -89,7 +89,7 @@ def _in_blocks(view: AttentionView, blocks: list[Blocks | None]) -> tuple[torch.
         own = alone(view, row)
         start, count, heads = int(own.geometry.positions[0, 0]), own.query.shape[2], own.query.shape[1]
         pairs = block_pairs(start, count, own.window, selection.size).to(own.query.device)
-        chosen = per_head(selection.chosen[None], own)[0].expand(heads, -1, -1) & (pairs > 0)
+        chosen = per_head(selection.chosen, own)[0].expand(heads, -1, -1) & (pairs > 0)
         out[row, :, queries_of(view, row)] = flex.attend_blocks(
             own.query, own.key, own.value, own.scaling, chosen, pairs, selection.size, start, own.window
         )[0]

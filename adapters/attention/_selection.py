@@ -12,19 +12,24 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, cast
 
 import numpy as np
 import torch
 
 from sparsebench.adapters.attention._tiles import Tile, over_heads, pairs_at, shared_tile, tile_of
 from sparsebench.engine.attention import AttentionView, Geometry
+from sparsebench.engine.transfer import sent
 
 if TYPE_CHECKING:
     from sparsebench.adapters.attention._allowance import Allowance
     from sparsebench.systems.counters import Amount
 
 
+SLICE = 256
+"""Queries whose attention weights are held at a time."""
+HELD = {"cpu": 2**20, "cuda": 2**26}
+"""Rows x heads x queries of a slice x keys for which something is chosen at a time, by type of device."""
 ASKED = frozenset({"cpu"})
 """Types of device of which a number can be asked without waiting for all that was given to it before."""
 
@@ -143,11 +148,11 @@ class Pages:
 
 @dataclass(frozen=True)
 class Blocks:
-    """Blocks of queries by keys, of one row.
+    """Blocks of queries by keys, of rows that begin together.
 
     Attributes:
-        chosen: Bool [heads, query_blocks, key_blocks], or with key heads or 1 in the place of heads; query block i
-            holds the positions from (first_block + i) * size on.
+        chosen: Bool [rows, heads, query_blocks, key_blocks], or with key heads or 1 in the place of heads; query block
+            i holds the positions from (first_block + i) * size on.
         size: Queries and keys of a block.
         first_block: Block of the first query.
     """
@@ -159,22 +164,26 @@ class Blocks:
 
     def keep(self, part: AttentionView, first: int) -> torch.Tensor:
         """See `Selection`."""
-        rows = part.positions[0] // self.size - self.first_block
+        rows = sent(_places(part) // self.size - self.first_block, self.chosen.device)
         columns = torch.arange(part.key.shape[2], device=rows.device) // self.size
-        return self.chosen.index_select(1, rows).index_select(2, columns)[None]
+        return self.chosen.index_select(2, rows).index_select(3, columns)
+
+    def of_row(self, row: int) -> Blocks:
+        """See `Together`."""
+        return Blocks(self.chosen[row : row + 1], self.size, self.first_block)
 
     def tile(self, part: AttentionView, first: int) -> Tile:
-        """See `_tiles.Tiled`."""
-        return shared_tile(self.chosen, part, self.size, self.first_block, self.size)
+        """See `_tiles.Tiled`; of one row."""
+        return shared_tile(self.chosen[0], part, self.size, self.first_block, self.size)
 
 
 @dataclass(frozen=True)
 class VerticalSlash:
-    """Columns and diagonals, of one row.
+    """Columns and diagonals, of rows that begin together.
 
     Attributes:
-        columns: Keys that every query reads, bool [heads, keys].
-        diagonals: Distances at which every query reads, bool [heads, distances]; distance 0 is the query's own key.
+        columns: Keys that every query reads, bool [rows, heads, keys].
+        diagonals: Distances at which every query reads, bool [rows, heads, distances]; distance 0 is its own key.
     """
 
     columns: torch.Tensor
@@ -183,28 +192,31 @@ class VerticalSlash:
 
     def keep(self, part: AttentionView, first: int) -> torch.Tensor:
         """See `Selection`."""
-        keys, positions = part.key.shape[2], part.positions[0]
+        keys, queries, last = part.key.shape[2], part.query.shape[2], int(_places(part)[-1])
         # Row i of the slashes is the diagonals from its own key backwards: a window that moves along them reversed.
-        backwards = self.diagonals[:, : int(part.geometry.positions[0, -1]) + 1].flip(-1)
+        backwards = self.diagonals[..., : last + 1].flip(-1)
         windows = torch.nn.functional.pad(backwards, (0, keys)).unfold(-1, keys, 1)
-        slashes = windows[:, : len(positions)].flip(1)
-        return (slashes | self.columns[:, None, :keys])[None]
+        return windows[..., :queries, :].flip(-2) | self.columns[..., None, :keys]
+
+    def of_row(self, row: int) -> VerticalSlash:
+        """See `Together`."""
+        return VerticalSlash(self.columns[row : row + 1], self.diagonals[row : row + 1])
 
     def tile(self, part: AttentionView, first: int) -> Tile:
-        """See `_tiles.Tiled`."""
-        positions = part.positions[0]
+        """See `_tiles.Tiled`; of one row."""
+        positions, columns, diagonals = part.positions[0], self.columns[0], self.diagonals[0]
         keys = torch.arange(part.key.shape[2], device=positions.device)
-        before = torch.nn.functional.pad(self.diagonals.int().cumsum(dim=-1, dtype=torch.int32), (1, 0))
+        before = torch.nn.functional.pad(diagonals.int().cumsum(dim=-1, dtype=torch.int32), (1, 0))
         near, far = (positions[0] - keys).clamp(min=0), (positions[-1] - keys).clamp(min=-1) + 1
         crossed = before[:, far] > before[:, near]
-        heads = torch.arange(len(self.columns), device=positions.device)[:, None]
+        heads = torch.arange(len(columns), device=positions.device)[:, None]
 
         def pairs(places: torch.Tensor) -> torch.Tensor:
             apart = (positions[:, None] - places[0][:, None]).clamp(min=0)
-            along = self.diagonals[:, None].expand(-1, len(positions), -1).gather(2, apart)
-            return (along | self.columns[heads, places[0]][:, None])[None]
+            along = diagonals[:, None].expand(-1, len(positions), -1).gather(2, apart)
+            return (along | columns[heads, places[0]][:, None])[None]
 
-        return Tile((crossed | self.columns[:, : len(keys)])[None], pairs)
+        return Tile((crossed | columns[:, : len(keys)])[None], pairs)
 
 
 @dataclass(frozen=True)
@@ -245,37 +257,71 @@ class Given:
 
 
 @dataclass(frozen=True)
-class ByRow:
-    """One selection for each row, made without the padding."""
+class Run:
+    """Rows side by side whose queries begin at the same position.
 
-    rows: list[Selection]
-    starts: list[int]
+    Attributes:
+        rows: Where they lie in the view.
+        queries: Where their queries lie; those of a row may end before those of another.
+    """
+
+    rows: slice
+    queries: slice
+
+
+class Together(Protocol):
+    """A selection of rows that begin together, of which each row has its own."""
+
+    def of_row(self, row: int) -> Selection:
+        """What one of them reads."""
+        ...
+
+
+@dataclass(frozen=True)
+class ByRun:
+    """A selection for each run of rows, made without padding before them and without the other runs."""
+
+    runs: list[Run]
+    chosen: list[Selection]
 
     @property
     def index_flops(self) -> Amount:
         """See `Selection`."""
-        return total([row.index_flops for row in self.rows])
+        return total([chosen.index_flops for chosen in self.chosen])
 
     def keep(self, part: AttentionView, first: int) -> torch.Tensor:
         """See `Selection`."""
         shape = (*part.query.shape[:3], part.key.shape[2])
         mask = torch.zeros(shape, dtype=torch.bool, device=part.query.device)
-        for row, (selection, start) in enumerate(zip(self.rows, self.starts, strict=True)):
-            own, real = alone(part, row), queries_of(part, row)
-            if own.query.shape[2]:
-                chosen = selection.keep(own, int(own.geometry.positions[0, 0]) - start)
-                mask[row][:, real, : own.key.shape[2]] = per_head(chosen, own)[0]
+        for run, selection in zip(self.runs, self.chosen, strict=True):
+            low, high = run.queries.start - first, min(run.queries.stop - first, shape[2])
+            if max(low, 0) < high:
+                own = of_run(part, Run(run.rows, slice(max(low, 0), high)))
+                kept = per_head(selection.keep(own, max(-low, 0)), own)
+                if kept.shape == shape:
+                    return kept
+                mask[run.rows, :, max(low, 0) : high, : own.key.shape[2]] = kept
         return mask
+
+    def by_row(self, rows: int) -> list[Selection | None]:
+        """The selection of each row; None where it has no queries."""
+        found: list[Selection | None] = [None] * rows
+        for run, selection in zip(self.runs, self.chosen, strict=True):
+            for row in range(run.rows.start, run.rows.stop):
+                alone = run.rows.stop - run.rows.start == 1
+                found[row] = selection if alone else cast("Together", selection).of_row(row - run.rows.start)
+        return found
 
     def tile(self, part: AttentionView, first: int) -> Tile:
         """See `_tiles.Tiled`."""
         heads, queries, keys = *part.query.shape[1:3], part.key.shape[2]
-        columns = torch.zeros((len(self.rows), heads, keys), dtype=torch.bool, device=part.query.device)
+        columns = torch.zeros((len(part.query), heads, keys), dtype=torch.bool, device=part.query.device)
         tiles: dict[int, tuple[Tile, int]] = {}
-        for row, (selection, start) in enumerate(zip(self.rows, self.starts, strict=True)):
+        before = {row: run.queries.start for run in self.runs for row in range(run.rows.start, run.rows.stop)}
+        for row, selection in enumerate(self.by_row(len(part.query))):
             own = alone(part, row)
-            if own.query.shape[2]:
-                tile = tile_of(selection, own, int(own.geometry.positions[0, 0]) - start)
+            if selection is not None and own.query.shape[2]:
+                tile = tile_of(selection, own, max(first - before[row], 0))
                 columns[row, :, : own.key.shape[2]] = over_heads(tile.columns, own)[0]
                 tiles[row] = tile, own.key.shape[2]
 
@@ -299,16 +345,77 @@ def total(amounts: Sequence[Amount]) -> Amount:
 
 def by_row(view: AttentionView, select: Callable[[AttentionView], Selection]) -> Selection:
     """Select for each row by itself, so that neither padding nor other rows have a part in it."""
+    return _by_run(view, select, most=1)
+
+
+def by_start(view: AttentionView, select: Callable[[AttentionView], Selection]) -> Selection:
+    """Select for rows that begin at the same position together.
+
+    `select` is given rows that are padded on the right alone, and gives each what it would give that row by itself; its
+    selection is of all of them, see `Together`.
+    """
+    held = view.query.shape[1] * min(view.query.shape[2], SLICE) * view.key.shape[2]
+    return _by_run(view, select, most=max(1, HELD.get(view.query.device.type, HELD["cpu"]) // held))
+
+
+def _by_run(view: AttentionView, select: Callable[[AttentionView], Selection], most: int) -> Selection:
     known = view.geometry
     if len(known.lengths) == 1 and (known.positions >= 0).all() and known.lengths[0] == view.key.shape[2]:
         return select(view)
-    rows, starts = [], []
-    for row in range(view.query.shape[0]):
-        own = alone(view, row)
-        empty = own.query.shape[2] == 0
-        rows.append(Given(torch.zeros((1, 1, 0, 0), dtype=torch.bool)) if empty else select(own))
-        starts.append(0 if empty else int(own.geometry.positions[0, 0]))
-    return ByRow(rows, starts)
+    if ("runs", most) not in known.memo:
+        known.memo["runs", most] = runs_of(view, most)
+    runs: list[Run] = known.memo["runs", most]
+    return ByRun(runs, [select(of_run(view, run)) for run in runs])
+
+
+def runs_of(view: AttentionView, most: int) -> list[Run]:
+    """The rows that have queries, as runs of at most so many rows."""
+    runs: list[Run] = []
+    begun = -1
+    positions = view.geometry.positions
+    for row in range(len(positions)):
+        real = queries_of(view, row)
+        if real.start == real.stop:
+            continue
+        start, last = int(positions[row, real.start]), runs[-1] if runs else None
+        alike = last is not None and start == begun and real.start == last.queries.start and last.rows.stop == row
+        if last is not None and alike and row - last.rows.start < most:
+            ends = slice(real.start, max(real.stop, last.queries.stop))
+            runs[-1] = Run(slice(last.rows.start, row + 1), ends)
+        else:
+            runs.append(Run(slice(row, row + 1), real))
+        begun = start
+    return runs
+
+
+def of_run(view: AttentionView, run: Run) -> AttentionView:
+    """The queries of a run, with no key beyond what the last of them sees."""
+    known = view.geometry
+    memo, key = known.memo, ("run", run.rows.start, run.rows.stop, run.queries.start, run.queries.stop)
+    if key not in memo:
+        there = known.positions[run.rows, run.queries]
+        keys = min(int(there.max()) + 1, view.key.shape[2])
+        at = view.positions[run.rows, run.queries], view.lengths[run.rows].clamp(max=keys)
+        memo[key] = Geometry(there, known.lengths[run.rows].clip(max=keys), at)
+    own: Geometry = memo[key]
+    keys = int(own.positions.max()) + 1
+    return replace(
+        view,
+        query=view.query[run.rows, :, run.queries],
+        key=view.key[run.rows, :, :keys],
+        value=view.value[run.rows, :, :keys],
+        positions=own.of[0],
+        lengths=own.of[1],
+        states=view.states[run.rows],
+        aligned=own.positions.shape[1] == keys and bool((own.positions >= 0).all()),
+        known=own,
+    )
+
+
+def _places(part: AttentionView) -> np.ndarray:
+    """The position of each query of rows that begin together, int64 [queries]."""
+    places: np.ndarray = part.geometry.positions.max(axis=0)
+    return places
 
 
 def queries_of(view: AttentionView, row: int) -> slice:

@@ -61,16 +61,14 @@ class BlockTopK(AttentionAdapter):
 
     def select(self, view: AttentionView, allowance: Allowance, prepared: Prepared) -> Selection:
         """See `AttentionAdapter.select`."""
-        from sparsebench.adapters.attention._selection import by_row
+        from sparsebench.adapters.attention._selection import by_start
 
-        return by_row(view, lambda row: self._select_row(row, allowance))
+        return by_start(view, lambda rows: self._select_rows(rows, allowance))
 
-    def _select_row(self, row: AttentionView, allowance: Allowance) -> Selection:
-        from sparsebench.adapters.attention._blocks import block_pairs, choose_blocks, own_blocks, pooled_scores
+    def _select_rows(self, rows: AttentionView, allowance: Allowance) -> Selection:
+        from sparsebench.adapters.attention._blocks import Grid, choose_blocks, pooled_scores
         from sparsebench.adapters.attention._selection import Blocks
 
-        start, length = int(row.geometry.positions[0, 0]), row.key.shape[2]
-        pairs = block_pairs(start, length - start, row.window, self.block)
-        forced = own_blocks(pairs, start, self.block)
-        chosen = choose_blocks(pooled_scores(row, self.block), pairs, forced, allowance, self.block, length)
-        return Blocks(chosen, self.block, start // self.block)
+        grid = Grid.of(rows, self.block)
+        chosen = choose_blocks(pooled_scores(rows, self.block), grid, grid.own, allowance)
+        return Blocks(chosen, self.block, grid.first_block)

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import torch
 
     from sparsebench.adapters.attention._allowance import Allowance
+    from sparsebench.adapters.attention._blocks import Grid
     from sparsebench.adapters.attention._selection import Selection
     from sparsebench.adapters.base import Prepared
     from sparsebench.engine.attention import AttentionView
@@ -86,78 +87,91 @@ class FlexPrefill(AttentionAdapter):
 
     def select(self, view: AttentionView, allowance: Allowance, prepared: Prepared) -> Selection:
         """See `AttentionAdapter.select`."""
-        from sparsebench.adapters.attention._selection import by_row
+        from sparsebench.adapters.attention._selection import by_start
 
-        return by_row(view, lambda row: self._select_row(row, allowance.coverage or 1.0))
+        return by_start(view, lambda rows: self._select_rows(rows, allowance.coverage or 1.0))
 
-    def _select_row(self, row: AttentionView, coverage: float) -> Selection:
+    def _select_rows(self, rows: AttentionView, coverage: float) -> Selection:
+        import numpy as np
         import torch
 
-        from sparsebench.adapters.attention._blocks import block_pairs
+        from sparsebench.adapters.attention._blocks import Grid
         from sparsebench.adapters.attention._selection import ASKED, Blocks
         from sparsebench.engine.transfer import sent
 
-        size, length = self.block, row.key.shape[2]
-        start = int(row.geometry.positions[0, 0])
-        seen = block_pairs(start, length - start, row.window, size) > 0
-        visible = sent(seen.numpy(), row.query.device)
-        if self.is_short(length) or coverage >= 1:
-            return Blocks(torch.ones_like(visible)[None], size, start // size)
-        chosen, aware = self._vertical_slash(row, coverage, visible, start)
+        grid = Grid.of(rows, self.block)
+        visible = (grid.pairs > 0)[:, None]
+        short = np.array([coverage >= 1 or self.is_short(length) for length in grid.lengths.tolist()])
+        if short.all():
+            return Blocks(visible, self.block, grid.first_block)
+        chosen, aware = self._vertical_slash(rows, coverage, grid)
+        if short.any():
+            whole = sent(short, aware.device)[:, None]
+            chosen, aware = chosen | whole[..., None, None], aware & ~whole
         if aware.device.type in ASKED and not bool(aware.any()):
-            return Blocks(chosen & visible, size, start // size)
-        mapped = pooled_map(row, size, visible)
-        chosen = torch.where(aware[:, None, None], chosen | covering(mapped, coverage, visible), chosen)
-        flops = aware.sum() * (row.query.shape[3] * (length - start + 2.0 * int(seen.sum())))
-        return Blocks(chosen & visible, size, start // size, flops)
+            return Blocks(chosen & visible, self.block, grid.first_block)
+        mapped = pooled_map(rows, self.block, visible)
+        chosen = torch.where(aware[..., None, None], chosen | covering(mapped, coverage, visible), chosen)
+        work = rows.query.shape[3] * (grid.lengths - grid.start + 2.0 * grid.seen)
+        flops = (aware.sum(dim=1) * sent(work, aware.device)).sum()
+        return Blocks(chosen & visible, self.block, grid.first_block, flops)
 
-    def _vertical_slash(
-        self, row: AttentionView, coverage: float, visible: torch.Tensor, start: int
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Columns and diagonals of blocks [heads, query_blocks, key_blocks], and heads that take the pooled map."""
+    def _vertical_slash(self, rows: AttentionView, coverage: float, grid: Grid) -> tuple[torch.Tensor, torch.Tensor]:
+        """Columns and diagonals of blocks [rows, heads, query_blocks, key_blocks], and heads that take the map."""
+        import numpy as np
         import torch
 
-        from sparsebench.adapters.attention._estimate import attention_weights, block_means, block_sums, last_queries
+        from sparsebench.adapters.attention._blocks import pooled_keys
+        from sparsebench.adapters.attention._estimate import attention_weights, block_sums, last_queries
         from sparsebench.adapters.attention.vertical_slash import ranks, sums_by_column_and_diagonal
+        from sparsebench.engine.transfer import sent
 
-        size, length = self.block, row.key.shape[2]
-        last = last_queries(row, size)
-        vertical, slash = sums_by_column_and_diagonal(attention_weights(last)[0], last.positions[0])
-        vertical, slash = vertical / last.query.shape[2], slash / last.query.shape[2]
-        if row.sinks is not None:  # learned sinks take a part of the attention: shares are of what keys receive
+        size, device = self.block, rows.query.device
+        last = last_queries(rows, size)
+        real = (last.positions >= 0).float()
+        queries = real.sum(dim=1)[:, None, None]
+        vertical, slash = sums_by_column_and_diagonal(attention_weights(last), last.positions)
+        vertical, slash = vertical / queries, slash / queries
+        if rows.sinks is not None:  # learned sinks take a part of the attention: shares are of what keys receive
             vertical, slash = (x / x.sum(dim=-1, keepdim=True).clamp(min=1e-30) for x in (vertical, slash))
-        columns, diagonals = block_sums(vertical, size, 1), block_sums(slash, size, 1)
-        keys = block_means(row.key[0], size, 1).repeat_interleave(row.group, dim=0)
-        logits = row.scaling * (last.query[0].float().mean(dim=1, keepdim=True) @ keys.transpose(-1, -2))[:, 0]
-        estimate = torch.softmax(logits.masked_fill(~visible[-1], -torch.inf), dim=-1)
+        columns, diagonals = block_sums(vertical, size, 2), block_sums(slash, size, 2)
+        mean = (last.query.float() * real[:, None, :, None]).sum(dim=2, keepdim=True) / queries[..., None]
+        logits = rows.scaling * (mean @ pooled_keys(rows, size).transpose(-1, -2))[:, :, 0]
+        end = sent((grid.lengths - 1) // size - grid.first_block, device)  # the block of the last query
+        seen = (grid.pairs > 0)[torch.arange(len(end), device=device), end][:, None]
+        estimate = torch.softmax(logits.masked_fill(~seen, -torch.inf), dim=-1)
         aware = js_distance(estimate, columns) < self.tau
-        least = self.least_blocks(length)
-        wide = torch.where(aware, least, (covering_count(vertical, coverage) // size + 1).clamp(min=least))
-        deep = torch.where(aware, least, (covering_count(slash, coverage) // size + 1).clamp(min=least))
-        taken, along = ranks(columns, 1) < wide[:, None], ranks(diagonals, 1) < deep[:, None]
-        own = torch.arange(visible.shape[0], device=visible.device)[:, None] + start // size
-        distance = (own - torch.arange(visible.shape[1], device=visible.device)).clamp(min=0)
-        return taken[:, None] | along[:, distance], aware
+        least = sent(np.array([self.least_blocks(length) for length in grid.lengths.tolist()]), device)[:, None]
+        wide = torch.where(aware, least, torch.maximum(covering_count(vertical, coverage) // size + 1, least))
+        deep = torch.where(aware, least, torch.maximum(covering_count(slash, coverage) // size + 1, least))
+        held = sent(-(-grid.lengths // size), device)[:, None, None]
+        taken, along = ranks(columns, 1, held) < wide[..., None], ranks(diagonals, 1, held) < deep[..., None]
+        own = torch.arange(grid.pairs.shape[1], device=device)[:, None] + grid.first_block
+        distance = (own - torch.arange(grid.pairs.shape[2], device=device)).clamp(min=0)
+        return taken[:, :, None] | along[:, :, distance], aware
 
 
-def pooled_map(row: AttentionView, size: int, visible: torch.Tensor) -> torch.Tensor:
-    """Attention between the means of blocks, softmaxed over the blocks of keys, [heads, query_blocks, key_blocks]."""
+def pooled_map(rows: AttentionView, size: int, visible: torch.Tensor) -> torch.Tensor:
+    """Attention between the means of blocks, softmaxed over the blocks of keys.
+
+    [rows, heads, query_blocks, key_blocks]; rows begin together.
+    """
     import torch
 
     from sparsebench.adapters.attention._blocks import pooled_scores
 
-    return torch.softmax(pooled_scores(row, size).masked_fill(~visible, -torch.inf), dim=-1)
+    return torch.softmax(pooled_scores(rows, size).masked_fill(~visible, -torch.inf), dim=-1).nan_to_num()
 
 
 def covering(mapped: torch.Tensor, coverage: float, visible: torch.Tensor) -> torch.Tensor:
-    """The fewest blocks of a whole map that hold a share of it, bool [heads, query_blocks, key_blocks]."""
+    """The fewest blocks of a whole map that hold a share of it, bool [rows, heads, query_blocks, key_blocks]."""
     from sparsebench.adapters.attention._selection import cover_mask
 
-    return cover_mask(mapped.flatten(1), coverage).reshape(mapped.shape) & visible
+    return cover_mask(mapped.flatten(2), coverage).reshape(mapped.shape) & visible
 
 
 def covering_count(mass: torch.Tensor, coverage: float) -> torch.Tensor:
-    """How many of the largest entries, which sum to 1, it takes to exceed a share; int64 [heads]."""
+    """How many of the largest entries, which sum to 1, it takes to exceed a share; int64 [rows, heads]."""
     ranked = mass.sort(dim=-1, descending=True).values.cumsum(dim=-1)
     return (ranked <= coverage).sum(dim=-1) + 1
 

@@ -64,9 +64,8 @@ class H2O(StepwiseCache):
         """See `CacheAdapter.score`."""
         import torch
 
-        from sparsebench.adapters.attention._blocks import SLICE
         from sparsebench.adapters.attention._estimate import attention_weights, grouped
-        from sparsebench.adapters.attention._selection import part_of
+        from sparsebench.adapters.attention._selection import SLICE, part_of
 
         sums = torch.zeros((prompt.query.shape[1], prompt.key.shape[2]), device=prompt.key.device)
         for first in range(0, prompt.query.shape[2], SLICE):

@@ -11,8 +11,11 @@ from sparsebench.adapters.card import MethodCard, Paper
 from sparsebench.cost import Cost, ModelShape
 
 if TYPE_CHECKING:
+    import torch
+
     from sparsebench.adapters.attention._allowance import Allowance
     from sparsebench.adapters.attention._selection import Selection
+    from sparsebench.adapters.attention._tree import Blocks
     from sparsebench.adapters.base import Prepared
     from sparsebench.budget import Budget
     from sparsebench.engine.attention import AttentionView
@@ -69,28 +72,36 @@ class HiP(AttentionAdapter):
 
     def select(self, view: AttentionView, allowance: Allowance, prepared: Prepared) -> Selection:
         """See `AttentionAdapter.select`."""
-        from sparsebench.adapters.attention._selection import by_row
+        from sparsebench.adapters.attention._selection import by_start
 
-        return by_row(view, lambda row: self._select_row(row, allowance))
+        return by_start(view, lambda rows: self._select_rows(rows, allowance))
 
-    def _select_row(self, row: AttentionView, allowance: Allowance) -> Selection:
-        import torch
-
-        from sparsebench.adapters.attention._tree import Found, Places, blocks_of, search, search_flops
+    def _select_rows(self, rows: AttentionView, allowance: Allowance) -> Selection:
+        from sparsebench.adapters.attention._tree import Found, search
         from sparsebench.engine.transfer import sent
 
+        memo, key = rows.geometry.memo, ("hip", id(self), allowance, rows.window, rows.decode)
+        if key not in memo:  # the same in all layers
+            blocks, shares = self._blocks(rows, allowance)
+            memo[key] = blocks, [sent(part.numpy(), rows.key.device) for part in shares]
+        blocks, (own, counts, recent, sinks) = memo[key]
+        flops = blocks.search_flops(rows.query.shape[1], rows.query.shape[3], self.leaf)
+        return Found(search(rows, blocks, self.leaf), own, counts, recent, sinks, flops)
+
+    def _blocks(self, rows: Any, allowance: Allowance) -> tuple[Blocks, tuple[torch.Tensor, ...]]:
+        """What searches together, and what queries read: block, keys, recent and first ones of each; on the host."""
+        import torch
+
+        from sparsebench.adapters.attention._tree import Places, blocks_of
+
         # On the host, where it is known: a device would have to be asked for each number.
-        positions = torch.from_numpy(row.geometry.positions)
-        places: Any = Places(positions, row.window, row.decode)
-        counts = allowance.counts(places)[0]
+        positions = torch.from_numpy(rows.geometry.positions)
+        places: Any = Places(positions, rows.window, rows.decode)
+        counts = allowance.counts(places)
         recent, sinks = (counts * self.local).ceil().long(), (counts * self.sink_share).ceil().long()
-        size = 1 if row.decode else self.block
-        blocks = blocks_of(positions[0], counts - recent - sinks, row.window, size, self.leaf)
-        flops = search_flops(blocks, row.query.shape[1], row.query.shape[3], self.leaf)
-        own, counts, recent, sinks = (
-            sent(part.numpy(), row.key.device) for part in (blocks.of_query, counts, recent, sinks)
-        )
-        return Found(search(row, blocks, self.leaf), own, counts, recent, sinks, flops)
+        size = 1 if rows.decode else self.block
+        blocks = blocks_of(positions, counts - recent - sinks, rows.window, size, self.leaf)
+        return blocks, (blocks.of_query, counts, recent, sinks)
 
     def _phase_cost(
         self, dense: Cost, shape: ModelShape, span: tuple[int, int], batch: int, budget: Budget | None, phase: str
@@ -114,12 +125,9 @@ class HiP(AttentionAdapter):
         import torch
 
         from sparsebench.adapters.attention._allowance import Allowance
-        from sparsebench.adapters.attention._tree import Places, blocks_of, search_flops
+        from sparsebench.adapters.attention._tree import Places
 
         whole = len(self.dense_layers(shape.layers))
-        positions = torch.arange(span[0], span[0] + span[1])
-        places: Any = Places(positions[None], window, decode)
-        counts = Allowance.of(budget).beside_dense(shape.layers, whole).counts(places)[0]
-        recent, sinks = (counts * self.local).ceil().long(), (counts * self.sink_share).ceil().long()
-        blocks = blocks_of(positions, counts - recent - sinks, window, 1 if decode else self.block, self.leaf)
-        return search_flops(blocks, shape.heads, shape.head_dim, self.leaf)
+        places = Places(torch.arange(span[0], span[0] + span[1])[None], window, decode)
+        blocks, _ = self._blocks(places, Allowance.of(budget).beside_dense(shape.layers, whole))
+        return blocks.search_flops(shape.heads, shape.head_dim, self.leaf)

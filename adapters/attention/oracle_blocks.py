@@ -46,19 +46,16 @@ class OracleBlocks(AttentionAdapter):
         """See `AttentionAdapter.select`."""
         from sparsebench.adapters.attention._blocks import choose_pages
         from sparsebench.adapters.attention._estimate import attention_weights, block_sums
-        from sparsebench.adapters.attention._selection import by_row
+        from sparsebench.adapters.attention._selection import by_start
 
         if not view.decode:
-            return by_row(view, lambda row: self._select_row(row, allowance))
+            return by_start(view, lambda rows: self._select_rows(rows, allowance))
         return choose_pages(block_sums(attention_weights(view), self.block, 3), view, allowance, self.block)
 
-    def _select_row(self, row: AttentionView, allowance: Allowance) -> Selection:
-        from sparsebench.adapters.attention._blocks import block_mass, block_pairs, choose_blocks, own_blocks
+    def _select_rows(self, rows: AttentionView, allowance: Allowance) -> Selection:
+        from sparsebench.adapters.attention._blocks import Grid, block_mass, choose_blocks
         from sparsebench.adapters.attention._selection import Blocks
 
-        start, length = int(row.geometry.positions[0, 0]), row.key.shape[2]
-        pairs = block_pairs(start, length - start, row.window, self.block)
-        forced = own_blocks(pairs, start, self.block)
-        mass = block_mass(row, self.block)
-        chosen = choose_blocks(mass, pairs, forced, allowance, self.block, length)
-        return Blocks(chosen, self.block, start // self.block)
+        grid = Grid.of(rows, self.block)
+        chosen = choose_blocks(block_mass(rows, self.block), grid, grid.own, allowance)
+        return Blocks(chosen, self.block, grid.first_block)

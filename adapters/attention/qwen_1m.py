@@ -105,8 +105,9 @@ class Qwen1M(AttentionAdapter):
         from sparsebench.adapters.attention.vertical_slash import ranks, sums_by_column_and_diagonal
 
         last = last_queries(chunk, self.queries)
-        weights = attention_weights(last)[0]
-        vertical, slash = sums_by_column_and_diagonal(weights, last.positions[0])
+        weights = attention_weights(last)
+        vertical, slash = (x[0] for x in sums_by_column_and_diagonal(weights, last.positions))
+        weights = weights[0]
         first, near = scaled(self.first, length, self.setting), scaled(self.near, length, self.setting)
         columns, diagonals = ranks(vertical, first if self.first else 0), ranks(slash, near)
         keys = torch.arange(weights.shape[2], device=weights.device)
@@ -125,7 +126,7 @@ class Qwen1M(AttentionAdapter):
             enough = recall(middle) >= coverage
             low, high = torch.where(enough, low, middle), torch.where(enough, middle, high)
         verticals, slashes = self._divide(high)
-        return _selection.VerticalSlash(columns < verticals[:, None], diagonals < slashes[:, None])
+        return _selection.VerticalSlash((columns < verticals[:, None])[None], (diagonals < slashes[:, None])[None])
 
     def _divide(self, budget: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         verticals = (budget / (1 + self.slashes)).long()

@@ -40,10 +40,10 @@ class RandomBlocks(AttentionAdapter):
 
     def select(self, view: AttentionView, allowance: Allowance, prepared: Prepared) -> Selection:
         """See `AttentionAdapter.select`."""
-        from sparsebench.adapters.attention._selection import by_row
+        from sparsebench.adapters.attention._selection import by_start
 
         if not view.decode:
-            return by_row(view, lambda row: self._select_row(row, allowance))
+            return by_start(view, lambda rows: self._select_rows(rows, allowance))
         import torch
 
         from sparsebench.adapters.attention._blocks import choose_pages
@@ -55,19 +55,16 @@ class RandomBlocks(AttentionAdapter):
         score = uniform(self.seed, view.layer, heads, view.positions[:, None, :, None], pages)
         return choose_pages(score, view, allowance, self.block)
 
-    def _select_row(self, row: AttentionView, allowance: Allowance) -> Selection:
+    def _select_rows(self, rows: AttentionView, allowance: Allowance) -> Selection:
         import torch
 
-        from sparsebench.adapters.attention._blocks import block_pairs, choose_blocks, own_blocks
+        from sparsebench.adapters.attention._blocks import Grid, choose_blocks
         from sparsebench.adapters.attention._estimate import uniform
         from sparsebench.adapters.attention._selection import Blocks
 
-        device = row.query.device
-        start, length = int(row.geometry.positions[0, 0]), row.key.shape[2]
-        pairs = block_pairs(start, length - start, row.window, self.block)
-        first = start // self.block
-        heads = torch.arange(row.query.shape[1], device=device)[:, None, None]
-        blocks = torch.arange(pairs.shape[0], device=device)[:, None] + first
-        score = uniform(self.seed, row.layer, heads, blocks, torch.arange(pairs.shape[1], device=device))
-        forced = own_blocks(pairs, start, self.block)
-        return Blocks(choose_blocks(score, pairs, forced, allowance, self.block, length), self.block, first)
+        grid, device = Grid.of(rows, self.block), rows.query.device
+        heads = torch.arange(rows.query.shape[1], device=device)[:, None, None]
+        blocks = torch.arange(grid.pairs.shape[1], device=device)[:, None] + grid.first_block
+        score = uniform(self.seed, rows.layer, heads, blocks, torch.arange(grid.pairs.shape[2], device=device))
+        chosen = choose_blocks(score.expand(len(grid.pairs), -1, -1, -1), grid, grid.own, allowance)
+        return Blocks(chosen, self.block, grid.first_block)

@@ -11,6 +11,7 @@ from sparsebench.adapters.card import MethodCard, Paper
 from sparsebench.cost import ModelShape
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
 
     from sparsebench.adapters.attention._allowance import Allowance
@@ -69,32 +70,36 @@ class VerticalSlash(AttentionAdapter):
 
     def select(self, view: AttentionView, allowance: Allowance, prepared: Prepared) -> Selection:
         """See `AttentionAdapter.select`."""
-        from sparsebench.adapters.attention._selection import by_row
+        from sparsebench.adapters.attention._selection import by_start
 
-        return by_row(view, lambda row: self._select_row(row, allowance))
+        return by_start(view, lambda rows: self._select_rows(rows, allowance))
 
-    def _select_row(self, row: AttentionView, allowance: Allowance) -> Selection:
-        import torch
+    def _select_rows(self, rows: AttentionView, allowance: Allowance) -> Selection:
+        import numpy as np
 
         from sparsebench.adapters.attention import _selection
         from sparsebench.adapters.attention._estimate import attention_weights, last_queries
+        from sparsebench.engine.transfer import sent
 
-        last = last_queries(row, self.queries)
-        vertical, slash = sums_by_column_and_diagonal(attention_weights(last)[0], last.positions[0])
-        length = row.key.shape[2]
-        first, near = scaled(self.first, length, self.setting), scaled(self.near, length, self.setting)
-        columns = ranks(vertical, first if self.first else 0)
-        diagonals = ranks(slash, near)
-        start = int(row.geometry.positions[0, 0])
+        last = last_queries(rows, self.queries)
+        vertical, slash = sums_by_column_and_diagonal(attention_weights(last), last.positions)
+        lengths = rows.geometry.lengths
+        device = vertical.device
+        ends = sent(lengths, device)[:, None, None]
+        first, near = (
+            sent(np.array([scaled(size, length, self.setting) for length in lengths.tolist()]), device)[:, None, None]
+            for size in (self.first, self.near)
+        )
+        columns, diagonals = ranks(vertical, first * (self.first > 0), ends), ranks(slash, near, ends)
         if allowance.tokens is not None:
-            everything = allowance.tokens >= length
-            budget = torch.full(
-                (len(columns),), int((1 + self.slashes) * length) + 1 if everything else allowance.tokens
-            )
+            whole = ((1 + self.slashes) * lengths).astype(np.int64) + 1
+            budget = sent(np.where(allowance.tokens >= lengths, whole, allowance.tokens), device)[:, None]
+            budget = budget.expand(*columns.shape[:2])
         else:
-            budget = self._budget(columns, diagonals, start, row.window, allowance.density or 0.0)
-        verticals, slashes = self.divide(budget.to(columns.device))
-        return _selection.VerticalSlash(columns < verticals[:, None], diagonals < slashes[:, None])
+            start = int(rows.geometry.positions[0, 0])
+            budget = self._budget(columns, diagonals, start, lengths, rows.window, allowance.density or 0.0)
+        verticals, slashes = self.divide(budget)
+        return _selection.VerticalSlash(columns < verticals[..., None], diagonals < slashes[..., None])
 
     def divide(self, budget: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Columns and diagonals out of their sum; at least the query's own diagonal."""
@@ -102,66 +107,86 @@ class VerticalSlash(AttentionAdapter):
         return verticals, (budget - verticals).clamp(min=1)
 
     def _budget(
-        self, columns: torch.Tensor, diagonals: torch.Tensor, start: int, window: int | None, density: float
+        self,
+        columns: torch.Tensor,
+        diagonals: torch.Tensor,
+        start: int,
+        lengths: np.ndarray,
+        window: int | None,
+        density: float,
     ) -> torch.Tensor:
-        """Columns and diagonals together with which each head comes nearest to a share of its pairs."""
+        """Columns and diagonals together with which each head comes nearest to a share of its pairs, [rows, heads]."""
+        import numpy as np
         import torch
 
         from sparsebench.adapters.attention._selection import ASKED
         from sparsebench.cost import window_pairs
+        from sparsebench.engine.transfer import sent
 
-        length = columns.shape[1]
-        target = density * window_pairs(start, length - start, window)
+        device = columns.device
+        totals = [density * window_pairs(start, length - start, window) for length in lengths.tolist()]
+        target = sent(np.array(totals), device)[:, None, None]
+        ends = sent(lengths, device)
 
-        def pairs(budget: torch.Tensor) -> torch.Tensor:  # [heads, budgets] in and out
+        def pairs(budget: torch.Tensor) -> torch.Tensor:  # [rows, heads, budgets] in and out
             verticals, slashes = self.divide(budget)
-            taken, along = columns[:, None] < verticals[..., None], diagonals[:, None] < slashes[..., None]
-            return covered_pairs(taken, along, start, window)
+            taken, along = columns[:, :, None] < verticals[..., None], diagonals[:, :, None] < slashes[..., None]
+            return covered_pairs(taken, along, start, window, ends[:, None, None])
 
-        most = int((1 + self.slashes) * length) + 1
-        low = torch.zeros((len(columns), 1), dtype=torch.int64, device=columns.device)
-        high = low + most
+        most = ((1 + self.slashes) * lengths).astype(np.int64) + 1
+        low = torch.zeros((*columns.shape[:2], 1), dtype=torch.int64, device=device)
+        high = low + sent(most, device)[:, None, None]
         if density >= 1:
-            return high[:, 0]
+            return high[..., 0]
         # A processor halves; a device is given many budgets at a time, since each round is a fixed number of kernels.
-        tries = 1 if columns.device.type in ASKED else 15
-        among = torch.arange(1, tries + 1, device=columns.device)
-        while most > 1:  # so far apart are low and high
-            step = -(-most // (tries + 1))
+        tries = 1 if device.type in ASKED else 15
+        among = torch.arange(1, tries + 1, device=device)
+        apart = int(most.max())
+        while apart > 1:  # so far apart are low and high at most
+            step = -(-apart // (tries + 1))
             budgets = torch.minimum(low + step * among, high)
             fit = ((pairs(budgets) <= target) & (budgets < high)).sum(dim=-1, keepdim=True)
             low, high = low + step * fit, torch.minimum(low + step * (fit + 1), high)
-            most = step
-        return torch.where((pairs(high) - target).abs() < (pairs(low) - target).abs(), high, low)[:, 0]
+            apart = step
+        return torch.where((pairs(high) - target).abs() < (pairs(low) - target).abs(), high, low)[..., 0]
 
 
 def sums_by_column_and_diagonal(weights: torch.Tensor, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Attention by key and by distance from query to key, each [heads, keys].
+    """Attention by key and by distance from query to key, each [rows, heads, keys].
 
     Args:
-        weights: [heads, queries, keys].
-        positions: Of the queries, [queries].
+        weights: [rows, heads, queries, keys].
+        positions: Of the queries, [rows, queries]; -1 where there is none.
     """
     import torch
 
-    keys = weights.shape[2]
-    distance = (positions[:, None] - torch.arange(keys, device=weights.device)).clamp(min=0)
-    slash = torch.zeros_like(weights[:, 0]).index_add_(1, distance.flatten(), weights.flatten(1))
-    return weights.sum(dim=1), slash
+    distances = torch.arange(weights.shape[3], device=weights.device)
+    key = positions[..., None] - distances  # of each query at each distance
+    along = weights.gather(3, key.clamp(min=0)[:, None].expand_as(weights))
+    return weights.sum(dim=2), along.masked_fill((key < 0)[:, None], 0.0).sum(dim=2)
 
 
-def ranks(score: torch.Tensor, forced: int) -> torch.Tensor:
-    """Place of each entry along the last dimension by falling score, the first `forced` entries before all others."""
+def ranks(score: torch.Tensor, forced: int | torch.Tensor, ends: torch.Tensor | None = None) -> torch.Tensor:
+    """Place of each entry along the last dimension by falling score, the first `forced` entries before all others.
+
+    Args:
+        score: [..., n].
+        forced: How many, broadcastable to [..., n].
+        ends: How many entries there are, broadcastable to [..., n]; those beyond come last. None: all.
+    """
     import torch
 
-    score = score.clone()
-    score[..., :forced] = torch.inf
+    places = torch.arange(score.shape[-1], device=score.device)
+    score = score.masked_fill(places < forced, torch.inf)
+    if ends is not None:
+        score = score.masked_fill(places >= ends, -torch.inf)
     order = score.sort(dim=-1, descending=True, stable=True).indices
-    places = torch.arange(score.shape[-1], device=score.device).expand_as(order)
-    return torch.empty_like(order).scatter_(-1, order, places)
+    return torch.empty_like(order).scatter_(-1, order, places.expand_as(order))
 
 
-def covered_pairs(columns: torch.Tensor, diagonals: torch.Tensor, start: int, window: int | None) -> torch.Tensor:
+def covered_pairs(
+    columns: torch.Tensor, diagonals: torch.Tensor, start: int, window: int | None, ends: torch.Tensor | None = None
+) -> torch.Tensor:
     """Visible pairs on the columns or the diagonals, counted exactly without making them; int64 [...].
 
     Args:
@@ -169,15 +194,17 @@ def covered_pairs(columns: torch.Tensor, diagonals: torch.Tensor, start: int, wi
         diagonals: Bool [..., keys]: by distance.
         start: Position of the first query; the last is that of the last key.
         window: What a query sees at most.
+        ends: Keys of each, broadcastable to [...]; None: all.
     """
     import torch
 
-    end = columns.shape[-1]
-    place = torch.arange(end, device=columns.device)
-    width = window or end
-    below = ((place + width).clamp(max=end) - place.clamp(min=start)).clamp(min=0)  # queries that see a column
-    along = torch.where(place < width, end - place.clamp(min=start), 0)  # queries on a diagonal
-    before = torch.nn.functional.pad(columns.long().cumsum(dim=-1), (1, 0))  # columns before a key
-    crossing = before[..., end - place] - before[..., (start - place).clamp(min=0)]
-    own = diagonals & (place < width)
-    return (columns * below).sum(dim=-1) + (own * (along - crossing)).sum(dim=-1)
+    keys = columns.shape[-1]
+    place = torch.arange(keys, device=columns.device)
+    end = place.new_tensor([keys]) if ends is None else ends[..., None]
+    width = window or keys
+    below = (torch.minimum(place + width, end) - place.clamp(min=start)).clamp(min=0)  # queries that see a column
+    along = ((end - place.clamp(min=start)) * (place < width)).clamp(min=0)  # queries on a diagonal
+    before = torch.nn.functional.pad(columns.int().cumsum(dim=-1, dtype=torch.int32), (1, 0))  # columns before a key
+    last, first = (end - place).clamp(min=0), (start - place).clamp(min=0)
+    crossing = before.gather(-1, last.expand_as(columns)) - before[..., first]
+    return (columns * below).sum(dim=-1) + (diagonals * (along - crossing * (along > 0))).sum(dim=-1)

@@ -77,61 +77,69 @@ class XAttention(AttentionAdapter):
 
     def select(self, view: AttentionView, allowance: Allowance, prepared: Prepared) -> Selection:
         """See `AttentionAdapter.select`."""
-        from sparsebench.adapters.attention._selection import by_row
+        from sparsebench.adapters.attention._selection import by_start
 
-        return by_row(view, lambda row: self._select_row(row, allowance.coverage or 1.0))
+        return by_start(view, lambda rows: self._select_rows(rows, allowance.coverage or 1.0))
 
-    def _select_row(self, row: AttentionView, coverage: float) -> Selection:
-        from sparsebench.adapters.attention._blocks import block_pairs, own_blocks
+    def _select_rows(self, rows: AttentionView, coverage: float) -> Selection:
+        from sparsebench.adapters.attention._blocks import Grid
         from sparsebench.adapters.attention._selection import Blocks
-        from sparsebench.engine.transfer import sent
 
-        start, length = int(row.geometry.positions[0, 0]), row.key.shape[2]
-        pairs = block_pairs(start, length - start, row.window, self.block)
-        forced = own_blocks(pairs, start, self.block)
+        grid = Grid.of(rows, self.block)
+        visible = (grid.pairs > 0)[:, None]
+        forced = grid.own.clone()
         forced[:, 0] = True
-        visible, forced = (sent(x.numpy(), row.query.device) for x in (pairs > 0, forced & (pairs > 0)))
-        mass = antidiagonal_mass(row, self.block, self.stride)
-        chosen = cover_beside(mass, forced, coverage) & visible
-        return Blocks(chosen, self.block, start // self.block)
+        chosen = cover_beside(antidiagonal_mass(rows, self.block, self.stride), forced & visible, coverage) & visible
+        return Blocks(chosen, self.block, grid.first_block)
 
 
-def antidiagonal_mass(row: AttentionView, size: int, stride: int) -> torch.Tensor:
-    """Estimated attention of one row by block, [heads, query_blocks, key_blocks].
+def antidiagonal_mass(rows: AttentionView, size: int, stride: int) -> torch.Tensor:
+    """Estimated attention by block, [rows, heads, query_blocks, key_blocks]; rows begin together.
 
     Query (stride - 1 - k) of each stride of queries meets key k of each stride of keys.
     """
     import torch
 
-    from sparsebench.adapters.attention._blocks import SLICE
     from sparsebench.adapters.attention._estimate import block_sums
+    from sparsebench.adapters.attention._selection import SLICE
+    from sparsebench.engine.transfer import sent
 
-    start, length = int(row.geometry.positions[0, 0]), row.key.shape[2]
-    first = start // stride
-    queries = _by_stride(row.query[0].float(), stride, start % stride, reverse=True)
-    keys = _by_stride(row.key[0].float(), stride, 0, reverse=False).repeat_interleave(row.group, dim=0)
-    place = torch.arange(keys.shape[1], device=keys.device)
+    start, length, device = int(rows.geometry.positions[0, 0]), rows.key.shape[2], rows.key.device
+    first, lengths = start // stride, rows.geometry.lengths
+    query, key = rows.query.float(), rows.key.float()
+    strides = None  # of each row, where one is shorter than another
+    if (lengths < length).any():
+        place, ends = torch.arange(length, device=device), sent(lengths, device)[:, None]
+        query = query.where((place[start:] < ends)[:, None, :, None], 0)
+        key = key.where((place < ends)[:, None, :, None], 0)
+        strides = -(-ends // stride)[:, :, None, None] - first
+    queries = _by_stride(query, stride, start % stride, reverse=True)
+    keys = _by_stride(key, stride, 0, reverse=False).repeat_interleave(rows.group, dim=1)
+    place = torch.arange(keys.shape[2], device=device)
     parts = []
-    for low in range(0, queries.shape[1], SLICE):
-        own = torch.arange(low, min(low + SLICE, queries.shape[1]), device=keys.device) + first
+    for low in range(0, queries.shape[2], SLICE):
+        at = torch.arange(low, min(low + SLICE, queries.shape[2]), device=device)
+        own = at + first
         hidden = place > own[:, None]
-        if row.window is not None:
-            hidden |= (place + 1) * stride - 1 <= own[:, None] * stride - row.window
-        logits = row.scaling / stride * queries[:, low : low + SLICE] @ keys.transpose(-1, -2)
+        if rows.window is not None:
+            hidden |= (place + 1) * stride - 1 <= own[:, None] * stride - rows.window
+        logits = rows.scaling / stride * queries[:, :, low : low + SLICE] @ keys.transpose(-1, -2)
         weights = torch.softmax(logits.masked_fill(hidden, -torch.inf), dim=-1)
-        parts.append(block_sums(weights, size // stride, 2))
+        if strides is not None:
+            weights = weights.where(at[:, None] < strides, 0)
+        parts.append(block_sums(weights, size // stride, 3))
     ratio = size // stride
-    mass = block_sums(torch.cat(parts, dim=1), ratio, 1, first % ratio)
-    return mass[:, :, : -(-length // size)]
+    mass = block_sums(torch.cat(parts, dim=2), ratio, 2, first % ratio)
+    return mass[..., : -(-length // size)]
 
 
 def _by_stride(x: torch.Tensor, stride: int, offset: int, reverse: bool) -> torch.Tensor:
-    """[heads, n, dim] as [heads, strides, stride * dim], zeros where a stride is incomplete."""
+    """[..., n, dim] as [..., strides, stride * dim], zeros where a stride is incomplete."""
     import torch
 
-    padded = torch.nn.functional.pad(x, (0, 0, offset, -(x.shape[1] + offset) % stride))
-    grouped = padded.reshape(x.shape[0], -1, stride, x.shape[2])
-    return (grouped.flip(2) if reverse else grouped).flatten(2)
+    padded = torch.nn.functional.pad(x, (0, 0, offset, -(x.shape[-2] + offset) % stride))
+    grouped = padded.reshape(*x.shape[:-2], -1, stride, x.shape[-1])
+    return (grouped.flip(-2) if reverse else grouped).flatten(-2)
 
 
 def cover_beside(mass: torch.Tensor, forced: torch.Tensor, coverage: float) -> torch.Tensor:

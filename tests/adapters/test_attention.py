@@ -243,8 +243,8 @@ def test_the_output_is_that_of_the_mask_and_the_count_is_its_sum(name):
 @pytest.mark.parametrize("name", METHODS)
 def test_slices_change_nothing(name, monkeypatch):
     results = []
-    for elements in (_executor.MASK_ELEMENTS, 1):
-        monkeypatch.setattr(_executor, "MASK_ELEMENTS", elements)
+    for elements in (_executor.MASK_ELEMENTS["cpu"], 1):
+        monkeypatch.setitem(_executor.MASK_ELEMENTS, "cpu", elements)
         policy = views.policy_of(name, views.shape_of(), **views.some_budget(name))
         for phase in phases_of(name):
             for view in views.views_of(

@@ -178,7 +178,7 @@ def test_flex_attention_runs_the_blocks(window):
 def test_nothing_that_is_left_out_is_touched_by_flex_attention():
     """Keys of blocks that nobody chose may hold anything."""
     view = views.make_view([(0, 1100)], dim=16)
-    chosen = torch.eye(35, dtype=torch.bool)[None].expand(4, -1, -1)
+    chosen = torch.eye(35, dtype=torch.bool).expand(1, 4, -1, -1)
     from sparsebench.adapters.attention._gathered import execute
     from sparsebench.adapters.attention._selection import Blocks
 

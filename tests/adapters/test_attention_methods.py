@@ -266,7 +266,7 @@ def test_block_topk_compares_means():
 
 def test_antidiagonals_by_hand():
     view = views.make_view([(0, 22)], heads=2, kv_heads=1, dim=4)
-    mass = antidiagonal_mass(view, size=8, stride=4)
+    mass = antidiagonal_mass(view, size=8, stride=4)[0]
     query, key = torch.zeros(2, 24, 4), torch.zeros(24, 4)
     query[:, :22], key[:22] = view.query[0], view.key[0, 0]
     for head in range(2):
@@ -281,7 +281,7 @@ def test_antidiagonals_by_hand():
 
 def test_xattention_takes_the_fewest_blocks_beside_sink_and_diagonal():
     view = views.make_view([(0, 96)], heads=1, kv_heads=1, layer=1)
-    mass = antidiagonal_mass(view, 8, 4)[0]
+    mass = antidiagonal_mass(view, 8, 4)[0, 0]
     mask = chosen("xattention", view, coverage=0.8, block=8, stride=4)
     blocks = mask[0, 0].unflatten(1, (12, 8)).unflatten(0, (12, 8)).any(dim=3).any(dim=1)
     for row in range(12):

@@ -15,7 +15,7 @@ from sparsebench.adapters import attached, create, get
 from sparsebench.adapters.attention._allowance import Allowance
 from sparsebench.adapters.attention._executor import TILES, simulate
 from sparsebench.adapters.attention._spans import change, influences, plan
-from sparsebench.adapters.attention._tree import blocks_of, rounds_of
+from sparsebench.adapters.attention._tree import blocks_of
 from sparsebench.adapters.base import Prepared, prepare_timed
 from sparsebench.adapters.calibration import Calibration
 from sparsebench.adapters.unavailable import Unavailable
@@ -116,9 +116,9 @@ def test_hip_is_the_reference(window, decode):
 
 def test_a_search_takes_a_logarithm_of_rounds():
     for length in (1024, 4096, 16384):
-        positions = torch.tensor([length - 1])
-        blocks = blocks_of(positions, torch.tensor([256]), None, 1, 2)
-        assert int(rounds_of(blocks, 2)) == int(np.log2(length / 256))
+        positions = torch.tensor([[length - 1]])
+        blocks = blocks_of(positions, torch.tensor([[256]]), None, 1, 2)
+        assert int(blocks.rounds(2)) == int(np.log2(length / 256))
 
 
 # qwen-1m

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sparsebench.adapters.attention._allowance import Allowance, row_spans, seen_keys
-from sparsebench.adapters.attention._blocks import block_pairs, choose_blocks, choose_pages, own_blocks
+from sparsebench.adapters.attention._blocks import Grid, block_pairs, choose_blocks, choose_pages
 from sparsebench.adapters.attention._estimate import attention_weights, block_means, block_sums, uniform
 from sparsebench.adapters.attention._selection import cover_mask, top_mask
 from sparsebench.adapters.attention.vertical_slash import covered_pairs, ranks, sums_by_column_and_diagonal
@@ -123,19 +123,36 @@ def test_block_pairs_counts_one_by_one(span, window, size):
     for query, key in zip(*np.nonzero(visible), strict=True):
         expected[(query + start) // size - start // size, key // size] += 1
     assert np.array_equal(found, expected)
-    own = own_blocks(torch.from_numpy(found), start, size).numpy()
+    grid = Grid.made(start, np.array([start + count]), window, size, torch.device("cpu"))
+    own = grid.own.numpy()
     assert (own.sum(axis=1) == 1).all()
     assert (found[own] > 0).all()
+    assert np.array_equal(grid.pairs[0].numpy(), found)
+    assert (grid.totals.tolist(), grid.seen.tolist()) == ([found.sum()], [(found > 0).sum()])
+
+
+@relaxed
+@given(spans, st.integers(1, 30), windows, st.sampled_from([1, 4, 7, 16]))
+def test_a_grid_of_rows_is_that_of_each(span, more, window, size):
+    start, count = span
+    lengths = np.array([start + count, start + count + more, start + 1])
+    grid = Grid.made(start, lengths, window, size, torch.device("cpu"))
+    for row, length in enumerate(lengths):
+        own = block_pairs(start, int(length) - start, window, size)
+        padded = torch.zeros_like(grid.pairs[row])
+        padded[: own.shape[0], : own.shape[1]] = own
+        assert torch.equal(grid.pairs[row], padded)
+        assert (grid.totals[row], grid.seen[row]) == (own.sum(), (own > 0).sum())
 
 
 @settings(max_examples=50, deadline=None)
 @given(spans, windows, st.sampled_from([4, 8]), st.floats(0.1, 1.0), st.integers(0, 99))
 def test_chosen_blocks_meet_the_density_and_keep_the_forced(span, window, size, density, seed):
     start, count = span
-    pairs = block_pairs(start, count, window, size)
+    grid = Grid.made(start, np.array([start + count]), window, size, torch.device("cpu"))
+    pairs, forced = grid.pairs[0], grid.own
     score = torch.rand((3, *pairs.shape), generator=torch.Generator().manual_seed(seed))
-    forced = own_blocks(pairs, start, size)
-    chosen = choose_blocks(score, pairs, forced, Allowance(density=density), size, start + count)
+    chosen = choose_blocks(score[None], grid, forced, Allowance(density=density))[0]
     assert bool(chosen[:, forced].all())
     assert not bool((chosen & (pairs == 0)).any())
     for head in range(3):
@@ -175,17 +192,23 @@ def test_covered_pairs_counts_one_by_one(span, window, seed):
     for head in range(2):
         mask = visible & (columns[head][keys] | diagonals[head][(at - keys).clamp(min=0)])
         assert int(covered_pairs(columns, diagonals, start, window)[head]) == int(mask.sum())
+    ends = torch.tensor([length, start + 1])
+    both = covered_pairs(columns[:1].expand(2, -1), diagonals[:1].expand(2, -1), start, window, ends)
+    alone = [covered_pairs(columns[0, :end], diagonals[0, :end], start, window) for end in ends.tolist()]
+    assert both.tolist() == [int(pairs) for pairs in alone]
 
 
 def test_sums_by_column_and_diagonal():
-    weights = torch.tensor([[[0.5, 0.5, 0.0], [0.2, 0.3, 0.5]]])
-    vertical, slash = sums_by_column_and_diagonal(weights, torch.tensor([1, 2]))
-    assert torch.allclose(vertical, torch.tensor([[0.7, 0.8, 0.5]]))
-    assert torch.allclose(slash, torch.tensor([[1.0, 0.8, 0.2]]))
+    weights = torch.tensor([[[[0.5, 0.5, 0.0], [0.2, 0.3, 0.5]]]])
+    vertical, slash = sums_by_column_and_diagonal(weights, torch.tensor([[1, 2]]))
+    assert torch.allclose(vertical, torch.tensor([[[0.7, 0.8, 0.5]]]))
+    assert torch.allclose(slash, torch.tensor([[[1.0, 0.8, 0.2]]]))
 
 
 def test_ranks_put_the_forced_first_and_break_ties_by_place():
-    assert ranks(torch.tensor([[1.0, 5.0, 5.0, 9.0]]), forced=1).tolist() == [[0, 2, 3, 1]]
+    score = torch.tensor([[1.0, 5.0, 5.0, 9.0]])
+    assert ranks(score, forced=1).tolist() == [[0, 2, 3, 1]]
+    assert ranks(score, forced=1, ends=torch.tensor([[3]])).tolist() == [[0, 1, 2, 3]]
 
 
 def test_block_sums_and_means_of_incomplete_blocks():
@@ -193,6 +216,7 @@ def test_block_sums_and_means_of_incomplete_blocks():
     assert block_sums(x, 3, 0).tolist() == [3, 12, 6]
     assert block_sums(x, 3, 0, start=2).tolist() == [0, 6, 15]
     assert block_means(x, 3, 0, start=2).tolist() == [0, 2, 5]
+    assert block_means(x.expand(2, -1), 3, 1, 2, np.array([7, 2])).tolist() == [[0, 2, 5], [0, 1, 0]]
 
 
 @pytest.mark.parametrize("window", [None, 9])

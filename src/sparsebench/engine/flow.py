@@ -13,8 +13,8 @@ import torch
 from sparsebench.engine.attention import AttentionPolicy, AttentionView, Geometry, attend_dense
 from sparsebench.engine.transfer import Copies, sent
 
-MASK_ELEMENTS = 2**25
-"""Largest rows x queries x keys of one attention call; more rows are taken in turns."""
+MASK_ELEMENTS = {"cpu": 2**25, "cuda": 2**28}
+"""Largest rows x queries x keys of one attention call, by type of device; more rows are taken in turns."""
 
 
 class KeyValueStore:

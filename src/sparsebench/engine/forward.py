@@ -187,13 +187,13 @@ class TreeRun:
         rows.sort(key=lambda row: row[:5])
         batches: list[RowBatch] = []
         group: list[tuple[int, bool, int, int, int, Node]] = []
-        small = SMALL.get(self.system.device.type, SMALL["cpu"])
+        small, most = (x.get(self.system.device.type, x["cpu"]) for x in (SMALL, MASK_ELEMENTS))
         real = queries = keys = 0
         for row in rows:
             real, queries, keys = real + row[2] * row[3], max(queries, row[2]), max(keys, row[3])
             padded = (len(group) + 1) * queries * keys
             fits = padded <= max(PADDING * real, small)
-            if group and not (group[0][:2] == row[:2] and fits and padded <= MASK_ELEMENTS):
+            if group and not (group[0][:2] == row[:2] and fits and padded <= most):
                 batches.append(self._batch(group))
                 group, real, queries, keys = [], row[2] * row[3], row[2], row[3]
             group.append(row)

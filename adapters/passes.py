@@ -272,7 +272,7 @@ class BlockCall:
             out = self.block(hidden, *self.args[1:], **self.options)
         else:
             out = self.block(**{**self.options, "hidden_states": hidden})
-        states: torch.Tensor = out[0] if isinstance(out, tuple) else out
+        states: torch.Tensor = out[0] if isinstance(out, tuple | list) else out
         return states
 
 

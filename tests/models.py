@@ -82,6 +82,12 @@ PLAIN: dict[str, Callable[[], Any]] = {
     ),
     # convolutions and attention in turn
     "lfm2": lambda: hf.Lfm2Config(**GROUPED, layer_types=["conv", "full_attention", "conv"]),
+    # attends twice in each block, to halves of the values
+    "diffllama": lambda: hf.DiffLlamaConfig(**GROUPED),
+    # runs its blocks again and again
+    "hrm_text": lambda: hf.AutoConfig.for_model("hrm_text", **GROUPED, head_dim=12),
+    # blocks that give lists, and no keys to go on from
+    "openai_gpt": lambda: hf.OpenAIGPTConfig(**SIZES, n_embd=48, n_layer=3, n_head=4, n_positions=512),
     # attention within chunks
     "llama4": lambda: hf.Llama4TextConfig(
         **GROUPED, intermediate_size_mlp=96, head_dim=12, num_local_experts=2, attention_chunk_size=32

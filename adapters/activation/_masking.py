@@ -13,6 +13,7 @@ from sparsebench.adapters.activation._tokens import Tokens, positions_of_call
 from sparsebench.adapters.selection import without, zeros
 from sparsebench.cost import active_share
 from sparsebench.engine.transfer import Copies
+from sparsebench.errors import InputError
 from sparsebench.systems.experts import ExpertLinear
 
 if TYPE_CHECKING:
@@ -181,6 +182,9 @@ class Masking:
     def _gone(self, site: Site, x: torch.Tensor, tokens: Tokens) -> torch.Tensor:
         """Which channels of the tokens become zero, bool [tokens, channels]: the selection, whatever is made of it."""
         flat = x.detach().reshape(-1, x.shape[-1])
+        if len(flat) != tokens.positions.numel():
+            count = tokens.positions.numel()
+            raise InputError(f"{site.name} reads {len(flat)} rows for {count} tokens: it is no place for this method")
         state, threshold = self.states[site.name], self.thresholds[site.name]
         gone = self.adapter.drop(flat, state, tokens.positions, self.levels[site.name], threshold)
         return gone if tokens.everyone else gone & tokens.chosen[:, None]

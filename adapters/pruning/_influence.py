@@ -46,7 +46,10 @@ def influences(system: CausalLM, calibration: Calibration) -> list[Influence]:
 
     def hook_of(influence: Influence) -> Callable[..., None]:
         def hook(module: torch.nn.Module, args: tuple[Any, ...], options: dict[str, Any], out: Any) -> None:
-            before, after = args[0] if args else options["hidden_states"], out[0] if isinstance(out, tuple) else out
+            before, after = (
+                args[0] if args else options["hidden_states"],
+                out[0] if isinstance(out, tuple | list) else out,
+            )
             influence.add(before.to(after.device), after)
 
         return hook

@@ -8,7 +8,7 @@ import models
 import numpy as np
 import pytest
 import torch
-from transformers import BertConfig, BertLMHeadModel
+from transformers import BertConfig, BertLMHeadModel, WhisperConfig, WhisperForCausalLM
 
 from sparsebench import adapters
 from sparsebench.adapters import attached
@@ -73,6 +73,24 @@ def test_models_that_can_run_packed_do(name, dtype):
     assert system.model.config._attn_implementation == before
     assert system.counters.sums == {}
     assert system.policy is None
+
+
+def test_a_model_that_gives_all_logits_is_asked_for_some():
+    """Whisper's decoder takes no notice of the places whose logits are wanted."""
+    config = WhisperConfig(
+        **models.SIZES,
+        **{"d_model": 48, "decoder_layers": 3, "decoder_attention_heads": 4, "decoder_ffn_dim": 96},
+        max_target_positions=512,
+        decoder_start_token_id=257,
+    )
+    torch.manual_seed(0)
+    system = CausalLM(WhisperForCausalLM(config).eval(), models.tiny_tokenizer(), batch_tokens=64)
+    assert system.packed
+    requests = [Scored(t, len(t) - 5, 3) for t in sequences((30, 41, 30))]
+    for request, found in zip(requests, score(system, requests), strict=True):
+        np.testing.assert_allclose(found.logprobs, naive_scores(system.model, request), atol=2e-5)
+    prompts = [Prompt(t, len(t) - 2, (), 7, frozenset()) for t in sequences((20, 33))]
+    assert generate(system, prompts) == [naive_text(system, p.tokens, 7) for p in prompts]
 
 
 def test_phases_and_counts_are_those_of_packed_rows():

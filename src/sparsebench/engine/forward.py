@@ -279,7 +279,8 @@ def forward(
     finally:
         system.flow = previous
     logits: torch.Tensor = out.logits[0]
-    return logits
+    # Not every model heeds what it is asked for; some give the logits of all tokens.
+    return logits if len(logits) == len(scored) else logits[scored]
 
 
 def step(

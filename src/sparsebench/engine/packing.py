@@ -114,15 +114,21 @@ def _plain(system: CausalLM, tokens: np.ndarray) -> torch.Tensor:
 
 
 def _packed(system: CausalLM, sequences: list[np.ndarray]) -> list[torch.Tensor]:
-    """Logits of all tokens of the sequences, their common beginning computed once."""
-    nodes = trie.build([trie.TokenSequence(sequence, len(sequence)) for sequence in sequences])
+    """Logits of all tokens of the sequences, their common beginning computed once.
+
+    Each part is a call of its own, as in a long run: its keys must be found again as they were left. Every other token
+    is asked for in one run and the rest in another: a model that does not give the logits it is asked for is seen.
+    """
     found: dict[tuple[int, int], torch.Tensor] = {}
 
     def collect(places: list[tuple[int, int]], logits: torch.Tensor) -> None:
         found.update(zip(places, logits, strict=True))
 
-    run = TreeRun(system, nodes, [np.arange(len(node.tokens)) for node in nodes])
-    run.run(collect)
+    for first in (0, 1):
+        nodes = trie.build([trie.TokenSequence(sequence, len(sequence)) for sequence in sequences])
+        run = TreeRun(system, nodes, [np.arange(first, len(node.tokens), 2) for node in nodes])
+        for index in range(len(nodes)):
+            run.run_chunk([index], collect)
     results: dict[int, torch.Tensor] = {}
     for leaf, node in enumerate(nodes):
         for sequence in node.sequences:

@@ -71,7 +71,10 @@ class Rotary:
 
     def _tables(self, x: torch.Tensor, positions: torch.Tensor, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
         kind = self._kind(layer)
-        cos, sin = self.module(x, positions[None], **({} if kind is None else {"layer_type": kind}))  # type: ignore[misc]
+        tables = self.module(x, positions[None], **({} if kind is None else {"layer_type": kind}))  # type: ignore[misc]
+        if not isinstance(tables, tuple) or len(tables) != 2:
+            raise self._unknown("its tables are no cosines and sines")
+        cos, sin = tables
         return cos.to(x.device), sin.to(x.device)  # of a model that is spread, the tables lie on the first device
 
     def _kind(self, layer: int) -> str | None:

@@ -31,11 +31,11 @@ class Chunks(Recall):
         rebuilt = low_rank(keys, rotary, prompt.layer, self.method.dimensions(keys.shape[0] * keys.shape[2]))
         size = self.method.chunk
         count = keys.shape[1] // size
-        chunks = keys[:, : count * size].reshape(len(keys), count, size, -1)
+        chunks = keys[:, : count * size].reshape(len(keys), count, size, keys.shape[2])
         landmarks = chunks.mean(dim=2)
         likeness = torch.nn.functional.cosine_similarity(chunks, landmarks[:, :, None], dim=-1).amin(dim=-1)
         everywhere = torch.ones_like(likeness[:1], dtype=torch.bool)
-        whole = best(-likeness, everywhere, self.method.outlying(keys.shape[1]))
+        whole = best(-likeness, everywhere, self.method.outlying(keys.shape[1])) if count else everywhere
         whole[:, max(0, count - self.method.local) :] = True
         stays = torch.ones(keys.shape[:2], dtype=torch.bool, device=keys.device)  # keys after the last full chunk stay
         stays[:, : count * size] = whole.repeat_interleave(size, dim=1)

@@ -713,6 +713,19 @@ def test_an_unknown_rotation_is_refused(systems, monkeypatch):
         Rotary(systems("llama"))
 
 
+def test_tables_that_are_no_cosines_and_sines_are_refused(systems):
+    """DeepSeek-V2 has one table of complex numbers."""
+
+    class OneTable(torch.nn.Module):
+        def forward(self, x, positions):
+            return torch.ones(1, 12, 4)
+
+    rotary = Rotary(systems("llama"))
+    rotary.module = OneTable()
+    with pytest.raises(InputError, match="no cosines and sines"):
+        rotary.rotate(torch.ones(2, 12, 8), torch.arange(12), 0)
+
+
 def test_the_expectation_is_that_of_sampled_queries():
     generator = torch.Generator().manual_seed(0)
     root = 0.5 * torch.randn(4, 4, generator=generator)
@@ -876,6 +889,15 @@ def test_shadowkv_by_hand():
                 expected = weights / weights.sum() @ values[chosen]
                 assert np.allclose(out[0, member, query].numpy(), expected, atol=1e-4), (head, query)
     assert policy.system.counters.sums["decode.attention.union"] == read
+
+
+def test_shadowkv_of_a_prompt_shorter_than_a_chunk_is_dense():
+    rows = [(5, 3), (30, 2)]
+    policy = policy_of("shadowkv", views.shape_of(), sparsity=0.5, chunk=8)
+    whole = whole_view(rows, layer=1)
+    prefill, decode = phases(whole, rows)
+    policy.attend(prefill)
+    assert torch.allclose(policy.attend(decode)[0, :, :3], attend_dense(decode)[0, :, :3], atol=1e-5)
 
 
 def test_shadowkv_holds_less_than_the_whole_cache():

@@ -108,16 +108,30 @@ def logprobs_of(logits: torch.Tensor, rows: torch.Tensor, tokens: torch.Tensor) 
     starts = range(0, len(logits), step)
     borders = torch.searchsorted(rows, torch.tensor([*starts, len(logits)], device=rows.device)).tolist()
     values, greedy = [], []
-    for first, (begin, end) in zip(starts, pairwise(borders), strict=True):
-        own, asked = logits[first : first + step], tokens[begin:end]
-        places = rows[begin:end] - first
-        values.append(torch.log_softmax(own, dim=-1, dtype=torch.float32)[places, asked])
+    room = torch.empty(
+        (step, logits.shape[1]), device=logits.device
+    )  # memory that is asked for anew must be cleared anew
+    for start, (begin, end) in zip(starts, pairwise(borders), strict=True):
+        own, asked = logits[start : start + step], tokens[begin:end]
+        places = rows[begin:end] - start
+        torch.log_softmax(own, dim=-1, dtype=torch.float32, out=room[: len(own)])
+        values.append(room[places, asked])
         # The largest logit takes a third of the time of its place, which matters only where it is the one asked for.
-        greedy.append(own[places, asked] == own.amax(dim=-1)[places])
-        candidates = greedy[-1].nonzero()[:, 0]
-        if len(candidates):
-            greedy[-1][candidates] = own[places[candidates]].argmax(dim=-1) == asked[candidates]
+        greedy.append(_are_first(own, own.amax(dim=-1), places, asked))
     return torch.cat(values).double(), torch.cat(greedy)
+
+
+def _are_first(logits: torch.Tensor, largest: torch.Tensor, rows: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    """Whether each token is its row's first choice: of equal logits that is the first token. Bool [k]."""
+    found = logits[rows, tokens] == largest[rows]
+    at = found.nonzero()[:, 0]
+    if logits.device.type == "cpu":  # copies of rows would cost more than steps of Python
+        for k, row, token in zip(at.tolist(), rows[at].tolist(), tokens[at].tolist(), strict=True):
+            found[k] = not bool((logits[row, :token] == largest[row]).any())
+    elif len(at):
+        before = torch.arange(logits.shape[1], device=logits.device) < tokens[at, None]
+        found[at] = ~((logits[rows[at]] == largest[rows[at], None]) & before).any(dim=-1)
+    return found
 
 
 def _targets(

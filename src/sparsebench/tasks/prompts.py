@@ -22,8 +22,12 @@ def even_choice(rows: list[Any], limit: int | None) -> list[Any]:
     return [rows[i * len(rows) // limit] for i in range(limit)]
 
 
-def rendered(definition: TaskDefinition, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def rendered(
+    definition: TaskDefinition, rows: Sequence[dict[str, Any]], limit: int | None = None
+) -> list[dict[str, Any]]:
     """Rows with `prompt`, `context`, `target`, `cluster` and `sample` rendered in a sandboxed Jinja environment.
+
+    At most `limit` of them, evenly spread; a row keeps the number that it has among all.
 
     Raises:
         InputError: A template is malformed, names a field that a row has not, or tries what the sandbox forbids.
@@ -41,17 +45,19 @@ def rendered(definition: TaskDefinition, rows: Sequence[dict[str, Any]]) -> list
     )
     template = definition.template
     finished: list[dict[str, Any]] = []
+    chosen = even_choice(list(enumerate(rows)), limit)
     try:
         compiled = {
             n: environment.from_string(getattr(template, n)) for n in ("prompt", "context", "target", "cluster", "id")
         }
-        for number, row in enumerate(rows):
+        for number, row in chosen:
             fields = _with_target(row)
             values = {name: each.render(fields) for name, each in compiled.items()}
             sample = values.pop("id") or str(row.get("id", number))
             finished.append({**row, **values, "sample": sample, "cluster": values["cluster"] or sample})
     except Exception as error:  # whatever the expressions of a template raise
-        there = f"row {len(finished)} has {', '.join(map(str, rows[len(finished)]))}" if rows else None
+        number, row = chosen[len(finished)] if chosen else (0, {})
+        there = f"row {number} has {', '.join(map(str, row))}" if row else None
         raise InputError(f"task {definition.task}: template: {error}", there) from None
     names = [row["sample"] for row in finished]
     if len(set(names)) != len(names):
@@ -89,11 +95,10 @@ class BoundPromptTask(BoundTask):
 
     def __init__(self, definition: TaskDefinition, tokenizer: Any, limit: int | None) -> None:
         built = build_rows(definition.build, definition.data, definition.options, tokenizer)
-        rows = rendered(definition, built.rows)
-        if not rows:
+        self.rows = rendered(definition, built.rows, limit)
+        if not self.rows:
             raise InputError(f"task {definition.task}: {built.source} holds no rows")
         self.definition = definition
-        self.rows = even_choice(rows, limit)
         self.metrics = list(definition.metrics)
         self._check_rows()
         self.family = definition.family

@@ -164,8 +164,11 @@ class Blocks:
 
     def keep(self, part: AttentionView, first: int) -> torch.Tensor:
         """See `Selection`."""
-        rows = sent(_places(part) // self.size - self.first_block, self.chosen.device)
-        columns = torch.arange(part.key.shape[2], device=rows.device) // self.size
+        memo, key = part.geometry.memo, ("blocks", self.size, self.first_block, part.key.shape[2])
+        if key not in memo:
+            columns = torch.arange(part.key.shape[2], device=self.chosen.device) // self.size
+            memo[key] = sent(_places(part) // self.size - self.first_block, self.chosen.device), columns
+        rows, columns = memo[key]
         return self.chosen.index_select(2, rows).index_select(3, columns)
 
     def of_row(self, row: int) -> Blocks:
@@ -448,21 +451,24 @@ def alone(view: AttentionView, row: int) -> AttentionView:
 def part_of(view: AttentionView, first: int, last: int) -> AttentionView:
     """The queries from `first` to before `last`, with no key beyond what the last of them sees."""
     known = view.geometry
-    there = known.positions[:, first:last]
-    keys = max(1, int(there.max()) + 1)
+    memo, key = known.memo, ("part", first, last)
+    if key not in memo:  # the same in all layers
+        there = known.positions[:, first:last]
+        keys = max(1, int(there.max()) + 1)
+        at = view.positions[:, first:last], view.lengths.clamp(max=keys)
+        memo[key] = keys, Geometry(there, known.lengths.clip(max=keys), at)
+    keys, own = memo[key]
     if first == 0 and last >= view.query.shape[2] and keys == view.key.shape[2]:
         return view
-    positions = view.positions[:, first:last]
-    lengths = view.lengths.clamp(max=keys)
     return replace(
         view,
         query=view.query[:, :, first:last],
         key=view.key[:, :, :keys],
         value=view.value[:, :, :keys],
-        positions=positions,
-        lengths=lengths,
+        positions=own.of[0],
+        lengths=own.of[1],
         aligned=False,
-        known=Geometry(there, known.lengths.clip(max=keys), (positions, lengths)),
+        known=own,
     )
 
 

@@ -110,10 +110,12 @@ def label_scores(part: AttentionView, channels: torch.Tensor) -> torch.Tensor:
         part: The rows.
         channels: [heads, labels].
     """
-    rows, _, queries, _ = part.query.shape
-    keys = part.key.float().repeat_interleave(part.group, dim=1)
-    query = part.query.float().gather(3, channels[None, :, None].expand(rows, -1, queries, -1))
-    key = keys.gather(3, channels[None, :, None].expand(rows, -1, keys.shape[2], -1))
+    rows, heads, queries, _ = part.query.shape
+    query = part.query.gather(3, channels[None, :, None].expand(rows, -1, queries, -1)).float()
+    # Of each key head every query head of its group takes channels of its own: no key is copied for the others.
+    shared = part.key[:, :, None].expand(-1, -1, part.group, -1, -1)
+    own = channels.reshape(-1, part.group, 1, channels.shape[1]).expand(rows, -1, -1, part.key.shape[2], -1)
+    key = shared.gather(4, own).float().reshape(rows, heads, -1, channels.shape[1])
     return query @ key.transpose(-1, -2)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sparsebench.engine import attention, blocked
+from sparsebench.engine import blocked
 from sparsebench.engine.flow import RowBatch
 from sparsebench.engine.scoring import logprobs_of
 
@@ -74,21 +74,3 @@ def test_log_probabilities_of_chosen_tokens(count):
     torch.testing.assert_close(values, wanted, atol=1e-5, rtol=0)
     assert torch.equal(greedy, logits.argmax(dim=-1)[rows] == tokens)
     assert greedy[:2].tolist() == [True, False]
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_products_that_widen_attend_as_fused_kernels_do(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A step of decode over long rows, once with scores in float32 of inputs as they are and once with PyTorch's kernel."""
-    generator = torch.Generator("cuda").manual_seed(0)
-    query, key, value = (
-        torch.randn(6, heads, count, 64, generator=generator, device="cuda").to(dtype)
-        for heads, count in ((9, 1), (3, 700), (3, 700))
-    )
-    lengths = torch.tensor([700, 1, 64, 350, 699, 512], device="cuda")
-    view = attention.AttentionView(query, key, value, lengths[:, None] - 1, lengths, 0.125, layer=0, decode=True)
-    found = []
-    for widens in (True, False):
-        monkeypatch.setattr(attention, "_widens", lambda x, answer=widens: answer)
-        found.append(attention.attend_masked(view, view.visible()).float())
-    torch.testing.assert_close(*found, rtol=0, atol=0.02)

@@ -80,7 +80,8 @@ class HiP(AttentionAdapter):
         from sparsebench.adapters.attention._tree import Found, search
         from sparsebench.engine.transfer import sent
 
-        memo, key = rows.geometry.memo, ("hip", id(self), allowance, rows.window, rows.decode)
+        knobs = (self.block, self.leaf, self.local, self.sink_share)
+        memo, key = rows.geometry.memo, ("hip", *knobs, allowance, rows.window, rows.decode)
         if key not in memo:  # the same in all layers
             blocks, shares = self._blocks(rows, allowance)
             memo[key] = blocks, [sent(part.numpy(), rows.key.device) for part in shares]

@@ -175,9 +175,6 @@ def attend_masked(view: AttentionView, keep: torch.Tensor) -> torch.Tensor:
         last = view.positions.amax(dim=0).cummax(dim=0).values.clamp(min=0)
         return blocked.attend(view.query, view.key, view.value, view.scaling, last, keep)
     rows, heads, queries, dim = view.query.shape
-    if queries == 1 and _widens(view.query):
-        # The fused kernels there split work by rows and heads alone: a step over long rows keeps a few cores busy.
-        return _attend_explicitly(view, keep)
     if queries == 1 and view.group > 1:
         # One query: the heads of a group are queries of the same key head, and nothing is repeated.
         kv_heads = heads // view.group
@@ -199,17 +196,8 @@ def scores(view: AttentionView) -> torch.Tensor:
     """Scaled attention logits in float32, [rows, heads, queries, keys]; not masked."""
     rows, heads, queries, dim = view.query.shape
     folded, across = view.query.reshape(rows, view.key.shape[1], view.group * queries, dim), view.key.transpose(-1, -2)
-    if _widens(folded):
-        logits = torch.bmm(folded.flatten(0, 1), across.flatten(0, 1), out_dtype=torch.float32)
-    else:
-        logits = torch.matmul(folded.float(), across.float())
-    logits = logits.reshape(rows, heads, queries, -1) * view.scaling
+    logits = torch.matmul(folded.float(), across.float()).reshape(rows, heads, queries, -1) * view.scaling
     return view.softcap * torch.tanh(logits / view.softcap) if view.softcap is not None else logits
-
-
-def _widens(x: torch.Tensor) -> bool:
-    """Whether products of such tensors come in float32 without copies of them in float32."""
-    return False  # until it was run on a GPU
 
 
 def _attend_explicitly(view: AttentionView, keep: torch.Tensor) -> torch.Tensor:

@@ -10,7 +10,8 @@ import torch
 
 from sparsebench.adapters.attention._allowance import GOLDEN, Allowance, dither, seen_keys
 from sparsebench.adapters.attention._estimate import attention_weights, block_means, block_sums
-from sparsebench.adapters.attention._selection import SLICE, Pages, part_of, top_mask
+from sparsebench.adapters.attention._rows import SLICE, part_of
+from sparsebench.adapters.attention._selection import Pages, top_mask
 from sparsebench.engine.attention import AttentionView
 from sparsebench.engine.transfer import sent
 

@@ -9,7 +9,8 @@ import torch
 
 from sparsebench.adapters.attention._executor import SelectivePolicy, slice_of
 from sparsebench.adapters.attention._gathered import Tally
-from sparsebench.adapters.attention._selection import part_of, top_mask
+from sparsebench.adapters.attention._rows import part_of
+from sparsebench.adapters.attention._selection import top_mask
 from sparsebench.adapters.attention.mustafar import entries
 from sparsebench.engine.attention import AttentionView, scores
 

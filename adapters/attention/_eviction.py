@@ -15,7 +15,8 @@ from sparsebench.adapters.attention._estimate import grouped
 from sparsebench.adapters.attention._executor import SelectivePolicy
 from sparsebench.adapters.attention._gathered import Tally
 from sparsebench.adapters.attention._kept import KeptCache, kept_tensors, nbytes
-from sparsebench.adapters.attention._selection import ByQuery, Given, Selection, alone, top_mask
+from sparsebench.adapters.attention._rows import alone
+from sparsebench.adapters.attention._selection import ByQuery, Given, Selection, top_mask
 from sparsebench.engine.attention import AttentionView, Geometry, scores
 from sparsebench.engine.transfer import sent
 from sparsebench.errors import InputError

@@ -9,7 +9,8 @@ import torch
 
 from sparsebench.adapters.attention._allowance import Allowance, row_spans
 from sparsebench.adapters.attention._gathered import Tally, execute
-from sparsebench.adapters.attention._selection import Selection, part_of, per_head
+from sparsebench.adapters.attention._rows import part_of, per_head
+from sparsebench.adapters.attention._selection import Selection
 from sparsebench.engine.attention import AttentionPolicy, AttentionView, attend_dense, attend_masked
 
 if TYPE_CHECKING:

@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 import torch
 
 from sparsebench.adapters.attention._blocks import block_pairs
-from sparsebench.adapters.attention._selection import Blocks, ByRun, Selection, alone, part_of, per_head, queries_of
+from sparsebench.adapters.attention._rows import ByRun, alone, part_of, per_head, queries_of
+from sparsebench.adapters.attention._selection import Blocks, Selection
 from sparsebench.adapters.attention._tiles import pairs_at, tile_of
 from sparsebench.engine import flex
 from sparsebench.engine.attention import AttentionView, attend_masked

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from sparsebench.adapters.attention._gathered import Tally, compact
-from sparsebench.adapters.attention._selection import per_head
+from sparsebench.adapters.attention._rows import per_head
 from sparsebench.engine.attention import AttentionView, attend_masked
 
 if TYPE_CHECKING:

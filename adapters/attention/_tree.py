@@ -31,7 +31,7 @@ class Places:
 
 
 @dataclass(frozen=True)
-class Blocks:
+class SearchBlocks:
     """Blocks of queries that search together, on the host; those of one row after those of another.
 
     Attributes:
@@ -68,12 +68,12 @@ class Blocks:
         scores = self.rounds(leaf) * 2 * self.chunks * self.sizes
         return 2.0 * heads * head_dim * float(scores.sum())
 
-    def part(self, which: slice) -> Blocks:
+    def part(self, which: slice) -> SearchBlocks:
         """Some of them."""
-        return Blocks(self.of_query, *(x[which] for name, x in vars(self).items() if name != "of_query"))
+        return SearchBlocks(self.of_query, *(x[which] for name, x in vars(self).items() if name != "of_query"))
 
 
-def blocks_of(positions: torch.Tensor, room: torch.Tensor, window: int | None, size: int, leaf: int) -> Blocks:
+def blocks_of(positions: torch.Tensor, room: torch.Tensor, window: int | None, size: int, leaf: int) -> SearchBlocks:
     """Blocks of the queries of rows that begin together.
 
     Args:
@@ -97,10 +97,10 @@ def blocks_of(positions: torch.Tensor, room: torch.Tensor, window: int | None, s
     first, end = begun[number], last[row, number] + 1
     low = torch.zeros_like(first) if window is None else (first + 1 - window).clamp(min=0)
     chunks = (-(-most[row, number] // leaf)).clamp(min=1)
-    return Blocks(of_query, row, number, first - start, sizes[row, number], low, end, chunks)
+    return SearchBlocks(of_query, row, number, first - start, sizes[row, number], low, end, chunks)
 
 
-def search(rows: AttentionView, blocks: Blocks, leaf: int) -> torch.Tensor:
+def search(rows: AttentionView, blocks: SearchBlocks, leaf: int) -> torch.Tensor:
     """Keys that are left of each block's search, bool [rows, heads, blocks, keys]; those of the last chunks.
 
     Args:
@@ -120,11 +120,11 @@ def search(rows: AttentionView, blocks: Blocks, leaf: int) -> torch.Tensor:
     return found.transpose(1, 2)
 
 
-def _search(rows: AttentionView, blocks: Blocks, leaf: int) -> torch.Tensor:
+def _search(rows: AttentionView, blocks: SearchBlocks, leaf: int) -> torch.Tensor:
     """Of these blocks, [heads, blocks, keys]."""
     heads, count, widest = rows.query.shape[1], len(blocks.sizes), int(blocks.sizes.max())
     most, rounds = int(blocks.chunks.max()), int(blocks.rounds(leaf).max())
-    on_device = Blocks(*(sent(part.contiguous().numpy(), rows.key.device) for part in vars(blocks).values()))
+    on_device = SearchBlocks(*(sent(part.contiguous().numpy(), rows.key.device) for part in vars(blocks).values()))
     first, chunks = on_device.first[:, None], on_device.chunks
     number = torch.arange(widest, device=first.device)
     places = torch.where(number < on_device.sizes[:, None], first + number, first)
@@ -192,7 +192,7 @@ class Found:
         return top_mask(score, self.counts[:, None, queries])
 
     def of_row(self, row: int) -> Found:
-        """See `_selection.Together`."""
+        """See `_rows.Together`."""
         own = slice(row, row + 1)
         return Found(self.found[own], self.of_query, self.counts[own], self.recent[own], self.sinks[own])
 

@@ -69,14 +69,15 @@ class AnchorAttention(AttentionAdapter):
 
     def select(self, view: AttentionView, allowance: Allowance, prepared: Prepared) -> Selection:
         """See `AttentionAdapter.select`."""
-        from sparsebench.adapters.attention._selection import by_row
+        from sparsebench.adapters.attention._rows import by_row
 
         return by_row(view, self._select_row)
 
     def _select_row(self, row: AttentionView) -> Selection:
         import torch
 
-        from sparsebench.adapters.attention._selection import Stripes, part_of
+        from sparsebench.adapters.attention._rows import part_of
+        from sparsebench.adapters.attention._selection import Stripes
 
         start, length = int(row.geometry.positions[0, 0]), row.key.shape[2]
         group = self.block * self.step

@@ -65,7 +65,7 @@ class H2O(StepwiseCache):
         import torch
 
         from sparsebench.adapters.attention._estimate import attention_weights, grouped
-        from sparsebench.adapters.attention._selection import SLICE, part_of
+        from sparsebench.adapters.attention._rows import SLICE, part_of
 
         sums = torch.zeros((prompt.query.shape[1], prompt.key.shape[2]), device=prompt.key.device)
         for first in range(0, prompt.query.shape[2], SLICE):

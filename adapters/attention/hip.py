@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from sparsebench.adapters.attention._allowance import Allowance
     from sparsebench.adapters.attention._selection import Selection
-    from sparsebench.adapters.attention._tree import Blocks
+    from sparsebench.adapters.attention._tree import SearchBlocks
     from sparsebench.adapters.base import Prepared
     from sparsebench.budget import Budget
     from sparsebench.engine.attention import AttentionView
@@ -72,7 +72,7 @@ class HiP(AttentionAdapter):
 
     def select(self, view: AttentionView, allowance: Allowance, prepared: Prepared) -> Selection:
         """See `AttentionAdapter.select`."""
-        from sparsebench.adapters.attention._selection import by_start
+        from sparsebench.adapters.attention._rows import by_start
 
         return by_start(view, lambda rows: self._select_rows(rows, allowance))
 
@@ -89,7 +89,7 @@ class HiP(AttentionAdapter):
         flops = blocks.search_flops(rows.query.shape[1], rows.query.shape[3], self.leaf)
         return Found(search(rows, blocks, self.leaf), own, counts, recent, sinks, flops)
 
-    def _blocks(self, rows: Any, allowance: Allowance) -> tuple[Blocks, tuple[torch.Tensor, ...]]:
+    def _blocks(self, rows: Any, allowance: Allowance) -> tuple[SearchBlocks, tuple[torch.Tensor, ...]]:
         """What searches together, and what queries read: block, keys, recent and first ones of each; on the host."""
         import torch
 

@@ -120,7 +120,7 @@ class ByHead:
     @property
     def index_flops(self) -> Amount:
         """See `_selection.Selection`."""
-        from sparsebench.adapters.attention._selection import total
+        from sparsebench.adapters.attention._rows import total
 
         return total([part.index_flops for part in self.parts if part is not None])
 
@@ -128,7 +128,7 @@ class ByHead:
         """See `_selection.Selection`."""
         import torch
 
-        from sparsebench.adapters.attention._selection import per_head
+        from sparsebench.adapters.attention._rows import per_head
 
         heads = part.query.shape[1]
         mask = torch.zeros((*part.query.shape[:3], part.key.shape[2]), dtype=torch.bool, device=part.query.device)

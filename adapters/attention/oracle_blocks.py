@@ -46,7 +46,7 @@ class OracleBlocks(AttentionAdapter):
         """See `AttentionAdapter.select`."""
         from sparsebench.adapters.attention._blocks import choose_pages
         from sparsebench.adapters.attention._estimate import attention_weights, block_sums
-        from sparsebench.adapters.attention._selection import by_start
+        from sparsebench.adapters.attention._rows import by_start
 
         if not view.decode:
             return by_start(view, lambda rows: self._select_rows(rows, allowance))

@@ -84,7 +84,7 @@ class Qwen1M(AttentionAdapter):
 
     def select(self, view: AttentionView, allowance: Allowance, prepared: Prepared) -> Selection:
         """See `AttentionAdapter.select`."""
-        from sparsebench.adapters.attention._selection import by_row
+        from sparsebench.adapters.attention._rows import by_row
 
         return by_row(view, lambda row: self._select_row(row, allowance.coverage or 1.0))
 

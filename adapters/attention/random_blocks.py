@@ -40,7 +40,7 @@ class RandomBlocks(AttentionAdapter):
 
     def select(self, view: AttentionView, allowance: Allowance, prepared: Prepared) -> Selection:
         """See `AttentionAdapter.select`."""
-        from sparsebench.adapters.attention._selection import by_start
+        from sparsebench.adapters.attention._rows import by_start
 
         if not view.decode:
             return by_start(view, lambda rows: self._select_rows(rows, allowance))

@@ -70,7 +70,7 @@ class VerticalSlash(AttentionAdapter):
 
     def select(self, view: AttentionView, allowance: Allowance, prepared: Prepared) -> Selection:
         """See `AttentionAdapter.select`."""
-        from sparsebench.adapters.attention._selection import by_start
+        from sparsebench.adapters.attention._rows import by_start
 
         return by_start(view, lambda rows: self._select_rows(rows, allowance))
 

@@ -77,7 +77,7 @@ class XAttention(AttentionAdapter):
 
     def select(self, view: AttentionView, allowance: Allowance, prepared: Prepared) -> Selection:
         """See `AttentionAdapter.select`."""
-        from sparsebench.adapters.attention._selection import by_start
+        from sparsebench.adapters.attention._rows import by_start
 
         return by_start(view, lambda rows: self._select_rows(rows, allowance.coverage or 1.0))
 
@@ -101,7 +101,7 @@ def antidiagonal_mass(rows: AttentionView, size: int, stride: int) -> torch.Tens
     import torch
 
     from sparsebench.adapters.attention._estimate import block_sums
-    from sparsebench.adapters.attention._selection import SLICE
+    from sparsebench.adapters.attention._rows import SLICE
     from sparsebench.engine.transfer import sent
 
     start, length, device = int(rows.geometry.positions[0, 0]), rows.key.shape[2], rows.key.device

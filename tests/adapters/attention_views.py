@@ -11,7 +11,7 @@ import torch
 
 from sparsebench.adapters import cards, create, get
 from sparsebench.adapters.attention._executor import SelectivePolicy
-from sparsebench.adapters.attention._selection import per_head
+from sparsebench.adapters.attention._rows import per_head
 from sparsebench.adapters.attention.base import AttentionAdapter
 from sparsebench.adapters.base import Prepared
 from sparsebench.cost import ModelShape

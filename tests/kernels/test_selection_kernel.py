@@ -9,7 +9,8 @@ from sparsebench.adapters.attention._selection import top_mask
 
 pytest.importorskip("triton")
 
-from sparsebench.kernels.selection import select_mask
+from sparsebench.kernels import reference
+from sparsebench.kernels.selection import select, select_mask
 
 
 @pytest.mark.parametrize("width", [1, 7, 16, 100, 257])
@@ -28,3 +29,23 @@ def test_a_mask_is_that_of_a_sort(device: str, width: int) -> None:
 
 def test_a_mask_of_no_rows(device: str) -> None:
     assert select_mask(torch.zeros(0, 5, device=device), torch.zeros(0, device=device)).shape == (0, 5)
+
+
+@pytest.mark.parametrize("bits", [3, 6, 8])
+def test_lists_are_those_of_a_sort_whatever_is_forced(device: str, bits: int) -> None:
+    """Few distinct scores, forced positions that overlap or are more than what is kept, rows with nothing in them."""
+    generator = torch.Generator().manual_seed(bits)
+    rows, width = 40, 60
+
+    def drawn(high: int, count: int = rows) -> torch.Tensor:
+        return torch.randint(0, high, (count,), generator=generator, dtype=torch.int32)
+
+    for sink, local in ((0, 0), (0, 1), (2, 3), (40, 30)):
+        scores = torch.randn(1, rows, width, generator=generator) * 10.0 ** drawn(30)[:, None]
+        scores[:, ::3] = scores[:, ::3].sign()
+        scores[:, 1::7, :5] = -torch.inf
+        valid, keep = drawn(width + 1), drawn(width + 1)
+        expected = reference.select(scores, valid, keep, sink=sink, local=local)
+        given = (x.to(device) for x in (scores, valid, keep))
+        lists, counts = select(*given, width, sink=sink, local=local, bits=bits)
+        assert [row[:n].tolist() for row, n in zip(lists[0].cpu(), counts[0].tolist(), strict=True)] == expected

@@ -1,9 +1,10 @@
 """Exact top-k of a row of scores, in one program a row: as an ascending list of positions, or as a mask.
 
 Used by both kinds of sparse attention: blocks of keys in prefill, pages of keys in decode; and by simulated methods,
-which need masks. The k-th largest score is found among the integers that order as the floats do, of which each pass
-over the row, held in registers, leaves a quarter: no sort and no scratch memory. Of equal scores the first positions
-win, so a selection is a function of its scores alone.
+which need masks. The k-th largest score is found among the integers that order as the floats do: each pass over the
+row, held in registers, counts those between two bounds in equal bins, and leaves the bin that has it, so that a few
+passes do, without a sort and without scratch memory. Of equal scores the first positions win, so a selection is a
+function of its scores alone.
 """
 
 from __future__ import annotations
@@ -13,56 +14,69 @@ import triton
 import triton.language as tl
 
 from sparsebench.errors import InputError
+from sparsebench.kernels.launching import begin, launched
 
 WIDEST = 2**15
 """Scores of the longest row that one program holds."""
+BITS = 6
+"""Bins of a pass, as a logarithm."""
 
 
 @triton.jit
-def _taken(score, inside, keep):
-    """Which of a row's scores `inside` are its `keep` highest; no more are asked for than are inside."""
+def _taken(score, inside, keep, BITS: tl.constexpr):
+    """Which of a row's scores `inside` are its `keep` highest, and how many of these there are up to each position.
+
+    No more are asked for than are inside.
+    """
     bits = tl.where(score == 0, 0.0, score).to(tl.int32, bitcast=True)  # both zeros are one
     order = tl.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
-    low = tl.min(tl.where(inside, order, 2147483647), 0).to(tl.int64)
-    high = tl.max(tl.where(inside, order, -2147483648), 0).to(tl.int64)
-    while low < high:  # the largest threshold that at least `keep` scores reach
-        step = (high - low + 3) >> 2
-        first, second, third = low + step, tl.minimum(low + 2 * step, high), tl.minimum(low + 3 * step, high)
-        # Three counts in one sum: none has more than 16 bits.
-        reached = (
-            (inside & (order >= first.to(tl.int32))).to(tl.int64)
-            + ((inside & (order >= second.to(tl.int32))).to(tl.int64) << 16)
-            + ((inside & (order >= third.to(tl.int32))).to(tl.int64) << 32)
-        )
-        counts = tl.sum(reached, 0)
-        one, two, three = counts & 0xFFFF, (counts >> 16) & 0xFFFF, counts >> 32
-        below = tl.where(two >= keep, third - 1, tl.where(one >= keep, second - 1, first - 1))
-        low = tl.where(three >= keep, third, tl.where(two >= keep, second, tl.where(one >= keep, first, low)))
-        high = tl.where(three >= keep, high, below)
-        exact = (three == keep) | (two == keep) | (one == keep)
-        high = tl.where(exact, low, high)
-    threshold = low.to(tl.int32)
-    above = inside & (order > threshold)
-    equal = inside & (order == threshold)
-    room = keep - tl.sum(above.to(tl.int32), 0)
-    return above | (equal & (tl.cumsum(equal.to(tl.int32), 0) <= room))
+    least = tl.min(tl.where(inside, order, 2147483647), 0)
+    height = tl.where(inside, (order - least).to(tl.uint32, bitcast=True), 0)  # what overflows is right unsigned
+    span = tl.max(height, 0)
+    first = span - span
+    room = keep
+    bins = tl.arange(0, 1 << BITS)
+    while span > 0:  # the threshold lies from `first` to `first + span`, and `room` of what is there are to be taken
+        exponent = (span.to(tl.float32).to(tl.int32, bitcast=True) >> 23) - 127
+        shift = tl.maximum(exponent + 1 - BITS, 0).to(tl.uint32)
+        within = inside & (height >= first) & (height - first <= span)
+        counts = tl.histogram(((height - first) >> shift).to(tl.int32), 1 << BITS, mask=within)
+        reached = tl.cumsum(counts, 0, reverse=True)
+        best = tl.sum((reached >= room).to(tl.int32), 0) - 1
+        of_best = tl.sum(tl.where(bins == best, counts, 0), 0)
+        with_best = tl.sum(tl.where(bins == best, reached, 0), 0)
+        begins = best.to(tl.uint32) << shift
+        rest = tl.minimum(span - begins, ((span - span + 1) << shift) - 1)
+        first += begins
+        span = tl.where(with_best == room, 0, rest).to(tl.uint32)
+        room = tl.where(with_best == room, room, room - (with_best - of_best))
+    above = inside & (height > first)
+    equal = inside & (height == first)
+    ranks = tl.cumsum((above.to(tl.uint32) << 16) | equal.to(tl.uint32), 0)  # neither has more than 16 bits
+    equals = (ranks & 0xFFFF).to(tl.int32)
+    return above | (equal & (equals <= room)), (ranks >> 16).to(tl.int32) + tl.minimum(equals, room)
 
 
 @triton.jit(do_not_specialize=["KEEP", "PERIOD", "SINK", "LOCAL"])
 def _select(
     scores, rows_valid, rows_keep, table, chosen, counts, WIDTH, KEEP, PERIOD, SINK, LOCAL, BLOCK: tl.constexpr,
-    TABLE: tl.constexpr,
+    TABLE: tl.constexpr, BITS: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """One row: `rows_*` are read at `row % PERIOD` (rows of heads) or `row // -PERIOD` (rows of a batch)."""
+    begin(EARLY)
     row = tl.program_id(0)
     group = row % PERIOD if PERIOD > 0 else row // (-PERIOD)
     valid = tl.minimum(tl.load(rows_valid + group), WIDTH)
     keep = tl.minimum(tl.minimum(tl.load(rows_keep + group), valid), KEEP)
     at = tl.arange(0, BLOCK)
     score = tl.load(scores + row.to(tl.int64) * WIDTH + at, mask=at < valid, other=float("-inf"))
-    score = tl.where((at < SINK) | (at >= valid - LOCAL), float("inf"), score)
-    taken = _taken(score, at < valid, keep)
-    place = tl.cumsum(taken.to(tl.int32), 0) - 1
+    sink = tl.minimum(SINK, valid)
+    local = tl.maximum(valid - LOCAL, sink)
+    sinks = tl.minimum(sink, keep)  # those that are taken
+    locals = tl.minimum(valid - local, keep - sinks)
+    taken, rank = _taken(score, (at >= sink) & (at < local), keep - sinks - locals, BITS)
+    place = tl.where(at < sink, at, tl.where(at < local, sinks + rank - 1, keep - locals + at - local))
+    taken = taken | (at < sinks) | ((at >= local) & (at < local + locals))
     what = at
     if TABLE:
         what = tl.load(table + group.to(tl.int64) * WIDTH + at, mask=taken, other=0)
@@ -71,12 +85,12 @@ def _select(
 
 
 @triton.jit(do_not_specialize=["WIDTH"])
-def _mask(scores, rows_keep, chosen, WIDTH, BLOCK: tl.constexpr):
+def _mask(scores, rows_keep, chosen, WIDTH, BLOCK: tl.constexpr, BITS: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     at = tl.arange(0, BLOCK)
     inside = at < WIDTH
     score = tl.load(scores + row * WIDTH + at, mask=inside, other=float("-inf"))
-    taken = _taken(score, inside, tl.minimum(tl.load(rows_keep + row), WIDTH))
+    taken, _ = _taken(score, inside, tl.minimum(tl.load(rows_keep + row), WIDTH), BITS)
     tl.store(chosen + row * WIDTH + at, taken.to(tl.uint8), mask=inside)
 
 
@@ -92,6 +106,8 @@ def select(
     table: torch.Tensor | None = None,
     out: tuple[torch.Tensor, torch.Tensor] | None = None,
     warps: int = 8,
+    bits: int = BITS,
+    early: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The `keep` best of the first `valid` positions of each row, ascending.
 
@@ -107,6 +123,8 @@ def select(
         table: `[groups, n]`, int32: written instead of the positions (physical pages).
         out: Where to write, for graphs.
         warps: Warps of a program.
+        bits: The logarithm of the number of bins of a pass.
+        early: Launch before the kernel ahead has ended.
 
     Returns:
         Lists `[..., width]` and counts `[...]`, int32; places beyond a count are not written.
@@ -127,7 +145,8 @@ def select(
     period = -(rows // groups) if repeat else groups
     _select[(rows,)](
         scores, valid, keep, scores if table is None else table, *out, n, width, period, sink, local,
-        BLOCK=triton.next_power_of_2(n), TABLE=table is not None, num_warps=warps,
+        BLOCK=triton.next_power_of_2(n), TABLE=table is not None, BITS=bits, num_warps=warps,
+        **launched(early),
     )  # fmt: skip
     return out
 
@@ -147,5 +166,5 @@ def select_mask(scores: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
     counts = keep.to(torch.int32).expand(scores.shape[:-1]).contiguous()
     if rows := counts.numel():
         block = max(16, triton.next_power_of_2(width))
-        _mask[(rows,)](scores, counts, taken, width, BLOCK=block, num_warps=min(16, max(1, block // 512)))
+        _mask[(rows,)](scores, counts, taken, width, BLOCK=block, BITS=BITS, num_warps=min(16, max(1, block // 512)))
     return taken.view(torch.bool)

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from models import tiny_system
+from models import ARCHITECTURES, PLAIN, tiny_system
 from sklearn.cluster import KMeans
 
 from sparsebench.adapters import create, get
@@ -39,6 +39,7 @@ def test_ecoflap_by_hand() -> None:
     assert _ratios.ecoflap([0.0, 0.0], [10, 30], 0.5, slack=0.1) == pytest.approx([0.5, 0.5])
 
 
+@example([5e-324, 0.0], [1] * 8, 0.95, 0.04)
 @given(
     st.lists(st.floats(0, 1e6), min_size=2, max_size=8),
     st.lists(st.integers(1, 1000), min_size=8, max_size=8),
@@ -67,6 +68,27 @@ def test_ecoflap_measures_the_gradient() -> None:
         for index in range(3)
     ]
     assert found == pytest.approx(expected, rel=0.25)
+
+
+@pytest.mark.parametrize("name", [*ARCHITECTURES, *PLAIN, "mixtral", "gpt_oss", "llama4"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_ecoflap_measures_in_float32(name: str, dtype: torch.dtype) -> None:
+    """What a model of 16 bits gives is what the same weights give in float32; afterwards it has its own memory again."""
+    from sparsebench.adapters.pruning._allocation import Settings, sensitivities
+
+    system, wide = tiny_system(name, dtype=dtype), tiny_system(name)
+    tensors = [*system.model.parameters(), *system.model.buffers()]
+    for own, narrow in zip([*wide.model.parameters(), *wide.model.buffers()], tensors, strict=True):
+        own.data = narrow.data.to(own.dtype)
+    before = [(t.dtype, t.data_ptr(), t.detach().clone()) for t in tensors]
+    text = Calibration("bytes", np.random.default_rng(0).integers(0, 256, (2, 24)))
+    found = sensitivities(system, text, Settings(sequences=2))
+    assert found == pytest.approx(sensitivities(wide, text, Settings(sequences=2)), rel=1e-3, abs=1e-3)
+    assert min(found) > 0
+    for tensor, (kind, place, value) in zip(tensors, before, strict=True):
+        assert (tensor.dtype, tensor.data_ptr()) == (kind, place)
+        assert torch.equal(tensor, value)
+    assert not any("forward" in vars(block) for block in system.blocks)
 
 
 # -- searches ----------------------------------------------------------------------------------------------------------

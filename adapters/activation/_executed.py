@@ -203,32 +203,32 @@ class Skipping:
         yield group.columns, self._by_columns(group.columns, group.site.output, None if group.rows is not None else met)
 
     def _by_columns(self, layer: LinearSite, neurons: bool, met: Zeros | None) -> Forward:
-        columns, module = self.columns[layer.name], cast(Any, layer.module)
-        dense: Forward = module.forward
-        bias = module.bias
+        columns, bias = self.columns[layer.name], layer.module.bias
 
-        def forward(x: torch.Tensor) -> torch.Tensor:
-            taken = self._take(layer, x)
-            if taken is None:
-                return dense(x)
-            of, found = taken
+        def product(x: torch.Tensor, of: torch.Tensor, found: Any) -> Any:
             if neurons and x.data_ptr() != of.data_ptr():  # what they were multiplied with may be zero too
                 found = products_on(x.device).listed(x.reshape(-1, x.shape[-1]))
-            out: torch.Tensor = columns.product(found, bias, met)
-            return out.view(*x.shape[:-1], -1)
+            return columns.product(found, bias, met)
 
-        return forward
+        return self._skipping(layer, product)
 
     def _by_rows(self, layer: LinearSite, met: Zeros) -> Forward:
-        rows, module = products_on(layer.weight.device).RowWeight(layer.weight), cast(Any, layer.module)
-        dense: Forward = module.forward
-        bias = module.bias
+        rows, bias = products_on(layer.weight.device).RowWeight(layer.weight), layer.module.bias
+
+        def product(x: torch.Tensor, of: torch.Tensor, found: Any) -> Any:
+            return rows.product(x.reshape(-1, x.shape[-1]), found, bias, met)
+
+        return self._skipping(layer, product)
+
+    def _skipping(self, layer: LinearSite, product: Callable[[torch.Tensor, torch.Tensor, Any], Any]) -> Forward:
+        """A layer's `forward`: `product` of its input and what was put down for it; dense where nothing was."""
+        dense: Forward = cast(Any, layer.module).forward
 
         def forward(x: torch.Tensor) -> torch.Tensor:
             taken = self._take(layer, x)
             if taken is None:
                 return dense(x)
-            out: torch.Tensor = rows.product(x.reshape(-1, x.shape[-1]), taken[1], bias, met)
-            return out.view(*x.shape[:-1], -1)
+            out: torch.Tensor = product(x, *taken).view(*x.shape[:-1], -1)
+            return out
 
         return forward

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from sparsebench.errors import InputError
-from sparsebench.systems.weights import out_of_reach
+from sparsebench.systems.weights import names_of, out_of_reach
 
 if TYPE_CHECKING:
     from sparsebench.systems.causal_lm import CausalLM, LinearSite
@@ -74,9 +74,16 @@ def required_mlps(system: CausalLM, method: str) -> list[Mlp]:
     """`mlps`, at least one, of a model all of whose MLPs are such.
 
     Raises:
-        InputError: There is none with an activation function that is a module, or there are experts beside them.
+        InputError: There is none with an activation function that is a module, or there are experts beside them, or
+            other matrices that lie in one tensor.
     """
-    if system.experts or out_of_reach(system):
+    beyond = out_of_reach(system)
+    if beyond and not system.experts:
+        raise InputError(
+            f"{method} does not look into {names_of(system, beyond)}, matrices in one tensor, of "
+            f"{type(system.model).__name__}, which would stay dense"
+        )
+    if system.experts:
         raise InputError(
             f"{method} does not look into the experts of {type(system.model).__name__}, which would stay dense",
             "teal, wina, r-sparse and random-activations mask what experts are fed",

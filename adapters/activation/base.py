@@ -111,14 +111,16 @@ class ActivationAdapter(ExecutableAdapter):
         """Where channels are masked: the inputs of all linear layers of the decoder blocks, with those of experts.
 
         Raises:
-            InputError: Tokens cannot be followed to the model's experts.
+            InputError: Tokens cannot be followed to all of the model's weights.
         """
-        from sparsebench.systems.weights import out_of_reach
+        from sparsebench.systems.weights import names_of, out_of_reach
 
-        if out_of_reach(system) or not all(experts.placing for experts in system.experts):
+        beyond = out_of_reach(system)
+        if beyond or not all(experts.placing for experts in system.experts):
+            where = f"{names_of(system, beyond)}, matrices in one tensor," if beyond else "the experts"
             raise InputError(
-                f"{self.card.id} cannot follow tokens to the experts of {type(system.model).__name__}",
-                "experts in one tensor are seen where they have the form of transformers' experts interface",
+                f"{self.card.id} cannot follow tokens to {where} of {type(system.model).__name__}",
+                "of such tensors those are seen that hold experts in the form of transformers' experts interface",
             )
         found = []
         for site in system.linears:

@@ -104,36 +104,40 @@ def outliers(system: CausalLM, statistics: Statistics) -> list[float]:
 def sensitivities(system: CausalLM, calibration: Calibration, settings: Settings) -> list[float]:
     """Mean over sequences of |L(W + eps z) - L(W - eps z)| / (2 eps), z normal, for the weights W of each block.
 
-    That is the size of the gradient, by two forward passes a sequence (Sung et al., 2024, section 3.2).
+    That is the size of the gradient, by two forward passes a sequence (Sung et al., 2024, section 3.2). Weights and
+    passes are float32, whatever the model's dtype: beside large weights of bfloat16 perturbations are rounded away, and
+    what the others change in the loss is lost among the roundings of the passes.
     """
     from sparsebench.systems.weights import prunable
+    from sparsebench.systems.widening import in_float32
 
     found = []
     rows = calibration.ids[: settings.sequences]
-    for index in range(len(system.blocks)):
-        sites = [site for site in prunable(system) if site.block == index]
-        slopes = [
-            _slope(system, sites, row, settings, seed_of("ecoflap", settings.seed, place, index))
-            for place, row in enumerate(rows)
-        ]
-        found.append(float(np.mean(slopes)))
+    with in_float32(system):
+        for index in range(len(system.blocks)):
+            sites = [site for site in prunable(system) if site.block == index]
+            slopes = [
+                _slope(system, sites, row, settings, seed_of("ecoflap", settings.seed, place, index))
+                for place, row in enumerate(rows)
+            ]
+            found.append(float(np.mean(slopes)))
     return found
 
 
 def _slope(system: CausalLM, sites: Sequence[LinearSite], row: np.ndarray, settings: Settings, seed: int) -> float:
     from sparsebench.adapters.pruning._gradients import loss
-    from sparsebench.systems.weights import put, restoring
+    from sparsebench.systems.weights import put
+    from sparsebench.systems.widening import widened
 
     ids = torch.from_numpy(row.copy())[None].to(system.device)
     generator = torch.Generator().manual_seed(seed)
     steps = [settings.noise * torch.randn(site.weight.shape, generator=generator) for site in sites]
     losses = []
-    with torch.no_grad(), restoring(sites):
-        # Copies: `put` writes to experts where they lie.
-        weights = [site.weight.detach().to(torch.float32, copy=True) for site in sites]
+    weights = [site.weight.detach() for site in sites]  # they stay as they are: `put` writes to copies
+    with torch.no_grad(), widened((site.owner for site in sites), copied=True):
         for sign in (1, -1):
             for site, weight, step in zip(sites, weights, steps, strict=True):
-                put(site, weight + sign * step.to(weight.device))
+                put(site, weight.float() + sign * step.to(weight.device))
             losses.append(loss(system, ids))
     return abs(float(losses[0]) - float(losses[1])) / (2 * settings.noise)
 

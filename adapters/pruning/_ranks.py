@@ -32,12 +32,17 @@ class Matrix:
         """Entries of two factors of that rank."""
         return rank * (self.rows + self.columns)
 
+    def fits(self, rank: int, cut: float) -> bool:
+        """Whether factors of that rank may stand for it: at most the share `cut` of its rank, and fewer entries."""
+        return rank <= cut * len(self.values) and self.factored(rank) < self.size
+
 
 def ranks(matrices: Sequence[Matrix], sparsity: float, cut: float) -> list[int | None]:
     """The rank of each matrix, or None where it stays dense, so that factors save the share `sparsity` of all entries.
 
     The threshold is the smallest that saves at least so much. What it saves beyond is given back: of the singular
-    values that factorised matrices lost, the largest stay.
+    values that factorised matrices lost, the largest stay, for as long as no matrix keeps more than the share `cut` of
+    its rank. Where all have so much, more is saved than was asked for.
     """
     spectra = [matrix.normalised for matrix in matrices]
     target = sparsity * sum(matrix.size for matrix in matrices)
@@ -45,13 +50,13 @@ def ranks(matrices: Sequence[Matrix], sparsity: float, cut: float) -> list[int |
 
     def at(place: int) -> list[int | None]:
         kept = [max(1, int((spectrum >= float(steps[place])).sum())) for spectrum in spectra]
-        return [_factorised(matrix, rank, cut) for matrix, rank in zip(matrices, kept, strict=True)]
+        return [rank if matrix.fits(rank, cut) else None for matrix, rank in zip(matrices, kept, strict=True)]
 
     low, high = 0, len(steps) - 1
     while low < high:
         middle = (low + high) // 2
         low, high = (low, middle) if saved(matrices, at(middle)) >= target else (middle + 1, high)
-    return _raised(matrices, spectra, at(low), target)
+    return _raised(matrices, spectra, at(low), target, cut)
 
 
 def saved(matrices: Sequence[Matrix], found: Sequence[int | None]) -> int:
@@ -60,15 +65,10 @@ def saved(matrices: Sequence[Matrix], found: Sequence[int | None]) -> int:
     return sum(matrix.size - matrix.factored(rank) for matrix, rank in pairs if rank is not None)
 
 
-def _factorised(matrix: Matrix, rank: int, cut: float) -> int | None:
-    least = rank <= cut * len(matrix.values) and matrix.factored(rank) < matrix.size
-    return rank if least else None
-
-
 def _raised(
-    matrices: Sequence[Matrix], spectra: Sequence[torch.Tensor], found: list[int | None], target: float
+    matrices: Sequence[Matrix], spectra: Sequence[torch.Tensor], found: list[int | None], target: float, cut: float
 ) -> list[int | None]:
-    """The same ranks, raised where the largest singular values went for as long as the target is still met."""
+    """The same ranks, raised up to the cut where the largest values went for as long as the target is still met."""
     beyond = saved(matrices, found) - target
     gone = [
         (-float(value), index)
@@ -79,7 +79,7 @@ def _raised(
     for _, index in sorted(gone):
         matrix, rank = matrices[index], (found[index] or 0) + 1
         step = matrix.rows + matrix.columns
-        if step <= beyond and matrix.factored(rank) < matrix.size:
+        if step <= beyond and matrix.fits(rank, cut):
             found[index] = rank
             beyond -= step
     return found

@@ -66,7 +66,8 @@ def ecoflap(sensitivities: Sequence[float], sizes: Sequence[int], sparsity: floa
     worth = list(sensitivities) if sum(sensitivities) > 0 else [float(size) for size in sizes]
     left = (1 - sparsity) * sum(sizes) - sum(kept)
     while left > 1e-9 * sum(sizes) and sum(worth) > 0:
-        dealt = [left * part / sum(worth) for part in worth]
+        total = sum(worth)
+        dealt = [left * (part / total) for part in worth]  # parts may be the smallest of numbers
         kept = [min(size, k + d) for size, k, d in zip(sizes, kept, dealt, strict=True)]
         worth = [0.0 if k >= size else part for k, size, part in zip(kept, sizes, worth, strict=True)]
         left = (1 - sparsity) * sum(sizes) - sum(kept)

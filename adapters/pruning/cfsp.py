@@ -21,8 +21,13 @@ if TYPE_CHECKING:
     from sparsebench.adapters.calibration import Calibration
     from sparsebench.systems.causal_lm import CausalLM
 
-SHARPNESS = 128 * 2048 / 1e4
-"""What a mean angle is multiplied with; the released code sums angles over 128 x 1,024 tokens and divides by 10^4."""
+SHARPNESS = 128 * 1024 / 1e4
+"""What a block's mean angle, less the mean over blocks, is multiplied with before the sigmoid.
+
+The released code sums the angles of a block over its calibration text, 128 sequences of 1,024 tokens, and divides the
+sum by 10^4; its factor `a` is 1. Here angles are means over tokens, so that shares do not depend on the text's length,
+and the number of those tokens is in this factor.
+"""
 
 
 class CFSP(Adapter):
@@ -30,6 +35,7 @@ class CFSP(Adapter):
 
     card: ClassVar[MethodCard] = MethodCard(
         id="cfsp",
+        version=2,
         family="pruning",
         title="CFSP",
         summary="MLP channels of the smallest relative weights times activation norm are taken out, more of them in "
@@ -53,8 +59,8 @@ class CFSP(Adapter):
             "the budget is a share of all linear weights of the blocks; the paper's is one of the MLPs' channels",
             "weights are relative to the other channels' by default; relative to their own channel's, as in the "
             "released code, they cancel",
-            "shares of blocks are twice as sharp as in the released code, which reads 128 x 1,024 tokens",
-            "the calibration text is the suite's",
+            "the calibration text is the suite's, and shares of blocks are as sharp as after the released code's 128 x "
+            "1,024 tokens whatever its length",
             "channels are not rounded to multiples of 128 unless the knob says so",
             "without the paper's recovery by LoRA",
         ),

@@ -18,6 +18,7 @@ class ECoFLaP(Wanda):
 
     card: ClassVar[MethodCard] = MethodCard(
         id="ecoflap",
+        version=2,
         family="pruning",
         title="ECoFLaP",
         summary="Blocks get their sparsity by how much the loss changes when their weights are perturbed; in each "
@@ -39,7 +40,6 @@ class ECoFLaP(Wanda):
         differs="blocks have sparsities of their own",
         deviations=(
             "of a vision-language model there is the language model alone",
-            "weights that are perturbed and losses have the model's dtype: in bfloat16 sensitivities are coarse",
             "the matrices of a block are perturbed together, where the released code perturbs one after the other",
         ),
     )

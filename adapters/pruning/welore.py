@@ -25,10 +25,11 @@ class WeLore(StoringAdapter):
 
     card: ClassVar[MethodCard] = MethodCard(
         id="welore",
+        version=2,
         family="pruning",
         title="WeLore",
-        summary="Singular values below one threshold, each matrix's scaled to 0 to 1, go; a matrix that loses more "
-        "than half of its rank is stored as two factors, any other stays dense.",
+        summary="Singular values below one threshold, each matrix's scaled to 0 to 1, go; a matrix that loses at "
+        "least half of its rank is stored as two factors, any other stays dense.",
         paper=Paper(
             title="From GaLore to WeLore: How Low-Rank Weights Non-uniformly Emerge from Low-Rank Gradients",
             authors="Ajay Jaiswal and Lu Yin and Zhenyu Zhang and Shiwei Liu and Jiawei Zhao and Yuandong Tian and "
@@ -45,13 +46,15 @@ class WeLore(StoringAdapter):
         differs="leaves out directions of a whole matrix instead of single weights",
         deviations=(
             "the threshold is searched for so that the share of weights saved is the budget, not the share of ranks; "
-            "what it saves beyond is given back to the factorised matrices, largest singular values first",
+            "what it saves beyond is given back to the factorised matrices, largest singular values first, until all "
+            "have the rank of the cut",
             "without the paper's fine-tuning of the factors",
         ),
     )
 
     cut: float = Field(0.5, gt=0, le=1)
-    """A matrix is factorised when it keeps at most this share of its rank, and factors take less than it does."""
+    """A matrix is factorised when it keeps at most this share of its rank, and factors take less than it does; no
+    factorised matrix keeps more."""
 
     def prepare(self, system: CausalLM, calibration: Calibration | None, budget: Budget | None = None) -> Prepared:
         """Singular values of all matrices, shared by all budgets; no text is read."""

@@ -507,6 +507,19 @@ def test_tokens_that_cannot_be_followed_are_refused() -> None:
         assert weight_sparsity(system).sparsity == pytest.approx(0.5, abs=1e-3)
 
 
+@pytest.mark.parametrize("method", ["teal", "random-activations", "cats", "griffin"])
+def test_matrices_in_one_tensor_that_are_no_experts_are_refused_by_name(method: str) -> None:
+    """RecurrentGemma's gates: a matrix a head."""
+    with (
+        pytest.raises(
+            InputError, match=r"'model\.layers\.0\..*gate_weight' and \d+ more, matrices in one tensor"
+        ) as raised,
+        attached(tiny_system("recurrent_gemma"), [create(method, sparsity=0.5)], calibration()),
+    ):
+        pass
+    assert "experts" not in str(raised.value).split("\n")[0]
+
+
 def test_predicted_activation_cost_counts_the_experts_that_run() -> None:
     system, member = tiny_system("olmoe"), create("random-activations", sparsity=0.5)
     shape = system.shape

@@ -281,6 +281,21 @@ def test_cfsp_blocks_that_turn_more_keep_more() -> None:
     assert widths[0] < widths[1] < widths[2]
 
 
+@pytest.mark.parametrize("sparsity", [0.2, 0.5])
+@pytest.mark.parametrize("angles", [[0.05, 0.1, 0.2], [0.08, 0.09, 0.1, 0.11]])
+def test_cfsp_shares_are_those_of_sums_over_the_papers_text(angles: list[float], sparsity: float) -> None:
+    """As the released code has them: of angles that are summed over 128 sequences of 1,024 tokens."""
+    from sparsebench.adapters.pruning.cfsp import shares
+
+    sums = np.array(angles) * 128 * 1024
+    worth = 1 / (1 + np.exp(-(sums - sums.mean()) / 1e4))
+    if worth.max() / worth.mean() * (1 - sparsity) >= 1:
+        spread = worth.mean() * (1 / (1 - sparsity) - 1) / (worth.max() - worth.mean()) / 1.05
+        worth = worth.mean() + spread * (worth - worth.mean())
+    kept = worth / worth.mean() * (1 - sparsity)
+    assert shares(angles, [1000] * len(angles), sparsity) == pytest.approx(kept.tolist())
+
+
 # -- storage -----------------------------------------------------------------------------------------------------------
 
 

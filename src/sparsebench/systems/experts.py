@@ -159,7 +159,7 @@ def experts_in(module: torch.nn.Module) -> Experts | None:
 
 
 def many_in_one(module: torch.nn.Module) -> list[torch.nn.Parameter]:
-    """Parameters of a module that hold weights of several experts, whatever their form.
+    """Parameters of a module that hold matrices of several experts or heads, whatever their form.
 
     They have three dimensions, [experts, ...], or, in a module that is called so, two: in DBRX's, experts lie below one
     another. Vectors that are stored with further dimensions of 1 (RWKV's) and kernels of convolutions are none.

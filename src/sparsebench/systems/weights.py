@@ -112,11 +112,17 @@ def prunable(system: CausalLM) -> list[LinearSite]:
 
 
 def out_of_reach(system: CausalLM) -> list[torch.nn.Parameter]:
-    """Weights of experts that lie in one tensor in a form that is not known; no method reaches them."""
+    """Tensors of matrices of several experts or heads in a form that is not known; no method reaches them."""
     known = {id(site.owner) for site in system.linears}
     modules = (module for block in system.blocks for module in block.modules())
     found = (parameter for module in modules for parameter in many_in_one(module) if id(parameter) not in known)
     return list({id(parameter): parameter for parameter in found}.values())
+
+
+def names_of(system: CausalLM, parameters: Sequence[torch.nn.Parameter]) -> str:
+    """The first of these parameters by its name in the model, and how many there are beside it."""
+    first = next(name for name, parameter in system.model.named_parameters() if parameter is parameters[0])
+    return repr(first) if len(parameters) == 1 else f"{first!r} and {len(parameters) - 1} more"
 
 
 def put(site: LinearSite, weight: torch.Tensor) -> None:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -29,9 +28,6 @@ LAYOUTS = {
     1: [Layout(*x) for x in ((16, 128, 4, 2), (32, 128, 4, 1), (32, 64, 4, 2), (64, 64, 4, 1))],
     8: [Layout(*x) for x in ((4, 64, 4, 3), (8, 64, 4, 3), (8, 128, 4, 2), (16, 64, 4, 2))],
 }
-CHOOSING = [(64, warps, 6) for warps in (8, 16, 32)] + [(64, 32, bits) for bits in (5, 7, 8)]
-CHOOSING += [(64, 16, 5), (32, 32, 6), (128, 32, 6)]
-"""Pages that a scoring program reads, warps of a selecting one, the logarithm of the bins that it counts in."""
 WHOLE = {1: (32, 64), 8: (8, 16)}
 """Shares of the pages when this kernel reads them all."""
 
@@ -77,24 +73,6 @@ def whole_error(tokens: int, layout: Layout, batch: int) -> float:
     launch.run()
     every = torch.ones(batch, KV_HEADS, tokens, dtype=torch.bool, device="cuda")
     return error_of(copy.out, reference.attend_tokens(copy.q, copy.k, copy.v, every))
-
-
-def chosen_by(layout: Layout, how: tuple[int, int, int]) -> Layout:
-    """A layout that chooses so."""
-    return replace(layout, **dict(zip(("scored", "selecting", "bits"), how, strict=True)))
-
-
-def early_error(tokens: int, rounds: int = 20) -> float:
-    """Graphs of steps that are launched early against steps in order: the largest difference, which must be none."""
-    copies = [Copy(tokens, 1) for _ in range(3)]
-    outputs = []
-    for early in (False, True):
-        launch = sparse(copies, Layout(early=early))
-        for _ in range(rounds if early else 1):
-            launch.run()
-        torch.cuda.synchronize()
-        outputs.append(torch.stack([copy.out for copy in copies]))
-    return float((outputs[0].float() - outputs[1].float()).abs().max())
 
 
 def score_error(tokens: int) -> float:
@@ -162,17 +140,11 @@ def linears_ms() -> float:
     return fastest({"linear": lambda: launch}, 5)[2]["linear"]
 
 
-def row(tokens: int, batch: int, early_too: bool) -> dict[str, Any]:
+def row(tokens: int, batch: int) -> dict[str, Any]:
     copies = [Copy(tokens, batch) for _ in range(4 if batch == 1 else 2)]
     layouts = {str(layout): layout for layout in LAYOUTS[batch]}
-    best, _, tried = fastest(
-        {name: (lambda lay=lay: sparse(copies, lay, "attend")) for name, lay in layouts.items()}, 5
-    )
-    ways = {str(chosen_by(layouts[best], how)): chosen_by(layouts[best], how) for how in CHOOSING}
-    best, _, ways_tried = fastest({name: (lambda w=w: sparse(copies, w, "choose")) for name, w in ways.items()}, 5)
-    orders = {str(early): replace(ways[best], early=early) for early in ((False, True) if early_too else (False,))}
-    best, _, orders_tried = fastest({name: (lambda w=w: sparse(copies, w)) for name, w in orders.items()}, 7)
-    layout = orders[best]
+    best, _, tried = fastest({name: (lambda lay=lay: sparse(copies, lay)) for name, lay in layouts.items()}, 5)
+    layout = layouts[best]
     candidates = dense_candidates(copies) | {
         f"this kernel, all pages, {splits} splits": all_pages(copies, Layout(splits, 64, 4, 3))
         for splits in WHOLE[batch]
@@ -191,8 +163,6 @@ def row(tokens: int, batch: int, early_too: bool) -> dict[str, Any]:
     result |= {
         "candidates_ms": dense_tried,
         "layouts_ms": tried,
-        "choosing_ms": ways_tried,
-        "early_ms": orders_tried,
         "layout": str(layout),
         "tokens": tokens,
         "batch": batch,
@@ -234,17 +204,13 @@ def main() -> None:
             part.attempt(f"compile {layout}, batch {batch}", partial(compile_one, 8_185, layout, batch))
         for splits in WHOLE[batch]:
             part.attempt(f"compile all pages, {splits} splits", partial(compile_whole, 8_185, splits, batch))
-    for how in CHOOSING:
-        layout = chosen_by(LAYOUTS[1][0], how)
-        part.attempt(f"compile {layout}, {tokens} tokens", partial(compile_one, tokens, layout, 1))
-    part.attempt("compile early launches", partial(compile_one, tokens, replace(LAYOUTS[1][0], early=True), 1))
+    part.attempt("compile selection", partial(compile_one, tokens, LAYOUTS[1][0], 1))
     with part.turn():
         for name, error in errors.items():
             part.check(name, lambda error=error: error, 1e-2)  # type: ignore[misc]
         part.check("page scores", lambda: score_error(4_096), 1e-4)
-        early = part.check("early launches change nothing", lambda: early_error(tokens), 0.0, required=False)
         for batch in (1, 8):
-            part.row(f"decode {tokens >> 10}k batch {batch}", partial(row, tokens, batch, early), 10, 5.0)
+            part.row(f"decode {tokens >> 10}k batch {batch}", partial(row, tokens, batch), 10, 5.0)
 
 
 if __name__ == "__main__":

@@ -26,13 +26,10 @@ CONTEXT = 1024
 SPARSITY = 0.5
 COPIES = 8
 LAYOUTS = {
-    name: [Columns(*layout) for layout in layouts]
-    for name, layouts in {
-        "qkv": [(2, 64, 16, 4), (2, 128, 8, 4), (4, 128, 8, 4), (4, 64, 16, 2), (4, 64, 16, 4), (2, 64, 16, 2)],
-        "o": [(2, 64, 16, 4), (4, 128, 8, 4), (4, 64, 16, 4), (4, 64, 16, 2), (8, 128, 8, 4), (8, 64, 16, 2)],
-        "gate_up": [(1, 128, 8, 4), (1, 256, 4, 8), (1, 256, 4, 4), (1, 128, 16, 4), (1, 128, 8, 8), (1, 64, 16, 4)],
-        "down": [(1, 64, 16, 4), (1, 128, 8, 4), (2, 128, 8, 4), (2, 64, 16, 4), (2, 64, 16, 2), (1, 64, 16, 8)],
-    }.items()
+    "qkv": [Columns(2, 128, 8, 4, 4), Columns(4, 128, 8, 4, 4), Columns(4, 256, 4, 8, 4), Columns(2, 64, 16, 4, 4)],
+    "o": [Columns(4, 128, 8, 4, 4), Columns(2, 64, 16, 4, 4), Columns(4, 64, 16, 4, 4), Columns(2, 128, 16, 2, 8)],
+    "gate_up": [Columns(1, 128, 8, 4, 4), Columns(1, 256, 4, 8, 4), Columns(1, 256, 4, 4, 4), Columns(2, 256, 4, 4, 4)],
+    "down": [Columns(1, 128, 8, 4, 4), Columns(1, 64, 16, 4, 4), Columns(1, 128, 16, 2, 8), Columns(2, 128, 8, 4, 4)],
 }
 """With these a product has 256 to 1,024 programs: a multiprocessor holds several, and all run at once or nearly."""
 INPUTS = {"qkv": HIDDEN, "o": HEADS * HEAD_DIM, "gate_up": HIDDEN, "down": INNER}
@@ -102,7 +99,7 @@ class Stack:
     """A stack of layers that decodes one token, with dense or with active products."""
 
     def __init__(self, layers: int, layouts: dict[str, Columns], kinds: dict[str, str]) -> None:
-        self.kinds = kinds
+        self.layouts, self.kinds = layouts, kinds
         self.rows = [{name: random_weight(*shape) for name, shape in Layer.SHAPES.items()} for _ in range(layers)]
         self.columns = [{name: w.T.contiguous() for name, w in row.items()} for row in self.rows]
         self.sites = [{n: Active(size, torch.bfloat16, "cuda") for n, size in INPUTS.items()} for _ in range(layers)]
@@ -117,11 +114,6 @@ class Stack:
         self.streams = [torch.empty_like(self.start) for _ in range(2)]
         self.nothing = torch.zeros(1, HIDDEN, device="cuda")
         self.q = torch.empty(HEADS, HEAD_DIM, dtype=torch.bfloat16, device="cuda")
-        self.lay_out(layouts)
-
-    def lay_out(self, layouts: dict[str, Columns]) -> None:
-        """Lay the products out anew; graphs that were recorded before must not be replayed."""
-        self.layouts = layouts
         self.parts = {
             n: torch.empty(layouts[n].splits(inputs), out, device="cuda") for n, (out, inputs) in Layer.SHAPES.items()
         }
@@ -248,17 +240,6 @@ def stack_row(layers: int, layouts: dict[str, Columns], kinds: dict[str, str], e
     attend = dense_attention(attention, causal=False)
     stack.run("calibrate", attend)
     share = stack.share()
-    within: dict[str, Any] = {}
-    for name in layouts:  # what is fastest alone need not be so behind the kernel before it
-
-        def laid_out(layouts: dict[str, Columns]) -> Launch:
-            stack.lay_out(layouts)
-            return graphed([lambda: stack.run("sparse", attend, early=early)])
-
-        ways = {str(layout): layouts | {name: layout} for layout in LAYOUTS[name]}
-        best, _, within[name] = fastest({key: (lambda w=w: laid_out(w)) for key, w in ways.items()}, 3)
-        layouts = ways[best]
-    stack.lay_out(layouts)
     orders = (False, True) if early else (False,)
     dense, sparse = (
         fastest({str(x): (lambda m=m, x=x: graphed([lambda: stack.run(m, attend, early=x)])) for x in orders}, 7)
@@ -275,7 +256,6 @@ def stack_row(layers: int, layouts: dict[str, Columns], kinds: dict[str, str], e
     row = compare("dense, cuBLAS", sides, {"active columns": 1 / share}, 15)
     row["early_launch_ms"] = {"dense, cuBLAS": dense[2], "active columns": sparse[2]}
     row["layouts"] = {name: str(layout) for name, layout in layouts.items()}
-    row["layouts_within_ms"] = within
     medians = {name: side["median_ms"] for name, side in row["sides"].items()}
     products = 1 - medians["all but the products (bound)"] / medians["dense, cuBLAS"]
     row["bound"] = (

@@ -1,7 +1,6 @@
 """Kernels that skip what a sparse method leaves out, for NVIDIA GPUs.
 
 - `block_sparse_prefill`: attention over selected blocks of keys
-- `launching`: kernels launched before the one ahead has ended
 - `paged_decode`: attention of one token over selected pages of the cache
 - `selection`: exact top-k lists for both
 - `sparse_gemv`: matrix-vector products over active inputs
@@ -11,6 +10,6 @@
 - `energy`: joules through NVML
 - `reference`: what they compute, in plain PyTorch
 
-The first five and `gemv_gpu` need Triton and are imported by whoever uses them; TRITON_INTERPRET=1 runs them on a CPU,
+The first four and `gemv_gpu` need Triton and are imported by whoever uses them; TRITON_INTERPRET=1 runs them on a CPU,
 for tests.
 """

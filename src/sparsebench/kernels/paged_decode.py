@@ -21,16 +21,14 @@ import triton
 import triton.language as tl
 
 from sparsebench.errors import InputError
-from sparsebench.kernels.launching import begin, launched
-from sparsebench.kernels.selection import BITS, select
+from sparsebench.kernels.selection import select
 
 
 @triton.jit
 def _score(
     q, bounds, table, lengths, scores, pages, GROUP: tl.constexpr, WIDE: tl.constexpr, D: tl.constexpr,
-    PAGE: tl.constexpr, HEADS: tl.constexpr, BLOCK: tl.constexpr, EARLY: tl.constexpr,
+    PAGE: tl.constexpr, HEADS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    begin(EARLY)
     head = tl.program_id(1)
     sequence = tl.program_id(2)
     row = sequence * HEADS + head
@@ -54,9 +52,8 @@ def _score(
 def _attend(
     q, keys, values, chosen, counts, lengths, part, extent, width, pool, scale, GROUP: tl.constexpr,
     WIDE: tl.constexpr, D: tl.constexpr, PAGE: tl.constexpr, HEADS: tl.constexpr, TILE: tl.constexpr,
-    SPLITS: tl.constexpr, STAGES: tl.constexpr, EARLY: tl.constexpr,
+    SPLITS: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    begin(EARLY)
     split = tl.program_id(0)
     head = tl.program_id(1)
     sequence = tl.program_id(2)
@@ -99,8 +96,7 @@ def _attend(
 
 
 @triton.jit
-def _combine(part, extent, out, GROUP: tl.constexpr, D: tl.constexpr, SPLITS: tl.constexpr, EARLY: tl.constexpr):
-    begin(EARLY)
+def _combine(part, extent, out, GROUP: tl.constexpr, D: tl.constexpr, SPLITS: tl.constexpr):
     head = tl.program_id(0)
     row = head // GROUP
     place = (row * SPLITS + tl.arange(0, SPLITS)) * GROUP + head % GROUP
@@ -124,8 +120,6 @@ class Layout:
         stages: Depth of its software pipeline.
         scored: Pages that one scoring program reads.
         selecting: Warps of a selecting program.
-        bits: The logarithm of the number of bins that it counts in at a time.
-        early: Whether a kernel is launched before the one ahead has ended.
     """
 
     splits: int = 16
@@ -134,8 +128,6 @@ class Layout:
     stages: int = 2
     scored: int = 64
     selecting: int = 16
-    bits: int = BITS
-    early: bool = False
 
     def __str__(self) -> str:
         return ", ".join(f"{name} {value}" for name, value in vars(self).items())
@@ -255,11 +247,11 @@ class PagedDecode:
         _score[(triton.cdiv(self.pages, layout.scored), self.kv_heads, self.batch)](
             q, cache.bounds, cache.table, cache.lengths, self.scores, self.pages, GROUP=self.group,
             WIDE=triton.next_power_of_2(self.group), D=self.dim, PAGE=self.page, HEADS=self.kv_heads,
-            BLOCK=layout.scored, num_warps=4, **launched(layout.early),
+            BLOCK=layout.scored, num_warps=4,
         )  # fmt: skip
         select(
             self.scores, self.valid, self.keep, self.width, repeat=True, local=1, table=cache.table,
-            out=(self.chosen, self.counts), warps=layout.selecting, bits=layout.bits, early=layout.early,
+            out=(self.chosen, self.counts), warps=layout.selecting,
         )  # fmt: skip
 
     def choose_all(self) -> None:
@@ -277,7 +269,7 @@ class PagedDecode:
         """Attention of `q` over the pages that were chosen last, into `out`, `[batch, heads, head_dim]`."""
         self._fits(q, out)
         cache, layout = self.cache, self.layout
-        shape = {"GROUP": self.group, "D": self.dim, "SPLITS": layout.splits, **launched(layout.early)}
+        shape = {"GROUP": self.group, "D": self.dim, "SPLITS": layout.splits}
         _attend[(layout.splits, self.kv_heads, self.batch)](
             q, cache.keys, cache.values, self.chosen, self.counts, cache.lengths, self.part, self.extent, self.width,
             self.pool, math.log2(math.e) / math.sqrt(self.dim), WIDE=max(16, triton.next_power_of_2(self.group)),

@@ -14,12 +14,11 @@ import triton
 import triton.language as tl
 
 from sparsebench.errors import InputError
-from sparsebench.kernels.launching import begin, launched
 
 WIDEST = 2**15
 """Scores of the longest row that one program holds."""
-BITS = 6
-"""Bins of a pass, as a logarithm."""
+BITS = 5
+"""Bins of a pass, as a logarithm: on an H200 32 are faster than 64 and more."""
 
 
 @triton.jit
@@ -60,10 +59,9 @@ def _taken(score, inside, keep, BITS: tl.constexpr):
 @triton.jit(do_not_specialize=["KEEP", "PERIOD", "SINK", "LOCAL"])
 def _select(
     scores, rows_valid, rows_keep, table, chosen, counts, WIDTH, KEEP, PERIOD, SINK, LOCAL, BLOCK: tl.constexpr,
-    TABLE: tl.constexpr, BITS: tl.constexpr, EARLY: tl.constexpr,
+    TABLE: tl.constexpr, BITS: tl.constexpr,
 ):  # fmt: skip
     """One row: `rows_*` are read at `row % PERIOD` (rows of heads) or `row // -PERIOD` (rows of a batch)."""
-    begin(EARLY)
     row = tl.program_id(0)
     group = row % PERIOD if PERIOD > 0 else row // (-PERIOD)
     valid = tl.minimum(tl.load(rows_valid + group), WIDTH)
@@ -106,8 +104,6 @@ def select(
     table: torch.Tensor | None = None,
     out: tuple[torch.Tensor, torch.Tensor] | None = None,
     warps: int = 8,
-    bits: int = BITS,
-    early: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The `keep` best of the first `valid` positions of each row, ascending.
 
@@ -123,8 +119,6 @@ def select(
         table: `[groups, n]`, int32: written instead of the positions (physical pages).
         out: Where to write, for graphs.
         warps: Warps of a program.
-        bits: The logarithm of the number of bins of a pass.
-        early: Launch before the kernel ahead has ended.
 
     Returns:
         Lists `[..., width]` and counts `[...]`, int32; places beyond a count are not written.
@@ -145,8 +139,7 @@ def select(
     period = -(rows // groups) if repeat else groups
     _select[(rows,)](
         scores, valid, keep, scores if table is None else table, *out, n, width, period, sink, local,
-        BLOCK=triton.next_power_of_2(n), TABLE=table is not None, BITS=bits, num_warps=warps,
-        **launched(early),
+        BLOCK=triton.next_power_of_2(n), TABLE=table is not None, BITS=BITS, num_warps=warps,
     )  # fmt: skip
     return out
 

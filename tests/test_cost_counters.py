@@ -14,6 +14,7 @@ from sparsebench.account import Counted, account
 from sparsebench.adapters import attached
 from sparsebench.adapters.attention import _executor
 from sparsebench.cost import PHASES, Request, dense_cost
+from sparsebench.engine.generation import Prompt, generate
 from sparsebench.engine.scoring import Scored, score
 
 ARCHITECTURES = ["llama", "gpt2", "gpt_neox", "qwen3", "phi3", "gemma3"]
@@ -102,6 +103,29 @@ def test_sparse_attention_costs_the_pairs_that_attention_was_given(monkeypatch, 
         assert lines[name, "flops", "attention"].sparse == pair * seen[name]
         assert lines[name, "flops", "attention"].sparse < 0.8 * lines[name, "flops", "attention"].dense
     assert (("decode", "flops", "index") in lines) is (method == "quest")
+
+
+@pytest.mark.parametrize("name", ["gemma2", "gemma3", "mistral", "gpt_neo", "llama"])
+@pytest.mark.parametrize("method", [None, "streaming-llm", "magnitude", "depth"])
+def test_dense_pairs_end_at_windows_whatever_is_attached(name, method):
+    """Of a text of 80 tokens scored from the 40th on and a prompt of 70 with 9 of answer, windows of 16 or 24."""
+    system = models.tiny_system(name)
+    if method == "streaming-llm" and not system.packed:
+        pytest.skip("attends by itself")
+    shape, tokens = system.shape, torch.randint(0, 256, (80,)).tolist()
+    knobs = {"order": "spread"} if method == "depth" else {}
+    stack = [adapters.create(method, sparsity=0.5, **knobs)] if method else []
+    with attached(system, stack):
+        system.counters.reset()
+        score(system, [Scored(tokens, 40, 60)])
+        generate(system, [Prompt(tokens[:70], 70, (), 9, frozenset())])
+        ran, whole, sums = system.shape, system.unreduced, dict(system.counters.sums)
+    counted = {phase: Counted.of(ran, sums, phase, whole) for phase in PHASES}
+    answered = int(sums["decode.tokens"]) - 19  # nothing is asked of the last token
+    wanted = {"prefill": [(0, 60), (0, 70)], "decode": [(60, 19), (70, answered)]}
+    for phase in PHASES:
+        pairs = shape.heads * sum(shape.pairs(*part) for part in wanted[phase])
+        assert counted[phase].pairs * counted[phase].more == pytest.approx(pairs, rel=1e-12), phase
 
 
 def test_choosing_and_repairing_are_part_of_the_sum():

@@ -9,6 +9,7 @@ from typing import Literal
 
 from sparsebench.budget import parse_pattern
 from sparsebench.cost import PHASES, ModelShape, Phase
+from sparsebench.systems.counters import windowed
 
 ACTIVE_ZEROS, ACTIVE_BYTES = "zeros in active weights", "bytes of active weights"
 """Ratios that a pruned mixture of experts realises: of the weights that run for a token, on average over experts, those
@@ -59,6 +60,7 @@ class Counted:
     Attributes:
         tokens: Tokens that ran.
         pairs: (query, key) pairs that dense attention has for them, summed over query heads and layers.
+        more: Pairs that the model has with the layers that were removed from it, for each pair of those that ran.
         kept: Those that were attended.
         union: Keys read: the union over the query heads of a group, summed over queries, key heads and layers.
         tiles: Pairs in tiles of which at least one pair was attended; None: not counted.
@@ -81,19 +83,30 @@ class Counted:
     correction_bytes: float = 0.0
     activation_zeros: float = 0.0
     scored: float = 0.0
+    more: float = 1.0
 
     @classmethod
-    def of(cls, shape: ModelShape, sums: Mapping[str, float], phase: Phase) -> Counted:
+    def of(cls, shape: ModelShape, sums: Mapping[str, float], phase: Phase, whole: ModelShape | None = None) -> Counted:
         """From the sums of `systems.counters.Counters`.
 
-        Where no attention method was attached, attention was dense and has all causal pairs.
+        Where no attention method was attached, attention was dense and has all pairs that causality and windows leave.
+
+        Args:
+            shape: The model as it ran.
+            sums: What was counted.
+            phase: Of which phase.
+            whole: The model before layers were removed from it; None: none were.
         """
 
         def get(name: str) -> float:
             return float(sums.get(f"{phase}.{name}", 0.0))
 
-        attending = sum(window != 0 for window in shape.windows)
-        pairs = get("attention.visible") or get("causal_pairs") * attending * shape.heads
+        def dense(model: ModelShape) -> float:
+            names = [f"{phase}.causal_pairs" if w is None else windowed(phase, w) for w in model.windows if w != 0]
+            return sum(float(sums.get(name, get("causal_pairs"))) for name in names)
+
+        ran = dense(shape)
+        pairs = get("attention.visible") or ran * shape.heads
         chosen = get("attention.visible") > 0
         multiply_adds = get("tokens") * shape.linear_params
         return cls(
@@ -108,6 +121,7 @@ class Counted:
             correction_bytes=get("correction_bytes"),
             activation_zeros=get("activation.zeros") / multiply_adds if multiply_adds else 0.0,
             scored=get("scored"),
+            more=dense(whole) / ran if whole is not None and ran else 1.0,
         )
 
 
@@ -199,12 +213,6 @@ def account(
     return Account(tuple(lines))
 
 
-def _more_pairs(shape: ModelShape, whole: ModelShape) -> float:
-    """Pairs of the whole model for each pair of what ran: by the layers that attend."""
-    ran = sum(window != 0 for window in shape.windows)
-    return sum(window != 0 for window in whole.windows) / ran if ran else 1.0
-
-
 def _flop_lines(
     shape: ModelShape, whole: ModelShape, phase: Phase, counted: Counted, storage: WeightStorage
 ) -> list[Line]:
@@ -226,7 +234,7 @@ def _flop_lines(
             "flops",
             "attention",
             f"2 x {shape.head_dim + shape.value_dim} x {counted.pairs:,.0f} pairs; kept {counted.kept:,.0f}",
-            pair * counted.pairs * _more_pairs(shape, whole),
+            pair * counted.pairs * counted.more,
             pair * counted.kept,
         ),
         Line(phase, "flops", "head", f"2 x {shape.head_params:,} weights x {counted.scored:,.0f} logits", head, head),
@@ -241,7 +249,7 @@ def _flop_lines(
 def _byte_lines(shape: ModelShape, whole: ModelShape, counted: Counted, storage: WeightStorage) -> list[Line]:
     each, tokens = shape.bytes_per_weight, counted.tokens
     stored = storage.bytes_of(shape.linear_params, each) * (1 - counted.activation_zeros)
-    keys = counted.pairs * shape.kv_heads / shape.heads * _more_pairs(shape, whole)
+    keys = counted.pairs * shape.kv_heads / shape.heads * counted.more
     head = shape.head_params * each
     return [
         Line(

@@ -131,7 +131,7 @@ def account_of(spec: CellSpec, record: CellRecord, shape: ModelShape) -> Account
 
     whole = recorded_shape(record.system, "unreduced")
     counters = record.outcome.counters
-    prefill, decode = (Counted.of(shape, counters, phase) for phase in PHASES)
+    prefill, decode = (Counted.of(shape, counters, phase, whole) for phase in PHASES)
     return account(shape, prefill, decode, storage_of(spec, record, shape, whole or shape), whole)
 
 

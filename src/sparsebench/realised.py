@@ -84,7 +84,7 @@ def _language_model(
         shape = system.shape
     except InputError:
         return outcome  # an architecture whose cost is not modelled has none
-    prefill, decode = (Counted.of(shape, sums, phase) for phase in PHASES)
+    prefill, decode = (Counted.of(shape, sums, phase, system.unreduced) for phase in PHASES)
     storage = _storage(stack, weights, shape)
     if weights[1] is not None and weights[1].active is not None and storage.bits is not None:
         outcome.densities |= {ACTIVE_ZEROS: storage.sparsity, ACTIVE_BYTES: storage.bits / 8 / BYTES}

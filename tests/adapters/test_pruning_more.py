@@ -15,7 +15,7 @@ from sparsebench.account import Counted, account
 from sparsebench.adapters import attached, cards, create, get
 from sparsebench.adapters.calibration import Calibration
 from sparsebench.adapters.pruning._removal import feed_forwards
-from sparsebench.cost import Request, dense_cost
+from sparsebench.cost import PHASES, Request, dense_cost
 from sparsebench.engine.packing import obstacle
 from sparsebench.errors import InputError, MissingError
 from sparsebench.realised import _storage, _weights
@@ -362,7 +362,7 @@ def test_predicted_cost_is_the_counted_cost(case: str) -> None:
         "decode.causal_pairs": float(sum(range(31, 36))),
         "decode.scored": 5.0,
     }
-    found = account(shape, Counted.of(shape, sums, "prefill"), Counted.of(shape, sums, "decode"), storage, dense)
+    found = account(shape, *(Counted.of(shape, sums, phase, dense) for phase in PHASES), storage, dense)
     flops = sum(line.sparse for line in found.lines if line.unit == "flops")
     # The budget of 20 % is met to the nearest channel.
     assert flops == pytest.approx(predicted.whole.flops, rel=2e-3 if case == "cfsp" else 1e-6)

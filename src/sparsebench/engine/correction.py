@@ -220,7 +220,7 @@ def _move(system: CausalLM, positions: Sequence[int], sign: int) -> None:
     saved = share * sums.get("decode.activation.zeros", 0.0)
     for name in [name for name in sums if name.startswith("decode.activation.")]:
         sums[name] *= 1 - share
-    system.counters.tokens("decode", -count, -sign * sum(position + 1 for position in positions))
+    system.count_queries("decode", [position + 1 for position in positions], -sign)
     system.counters.add("decode.scored", -count)
     system.counters.add("decode.correction.steps", count)
     try:

@@ -76,7 +76,7 @@ def _flow(system: CausalLM, positions: np.ndarray, prefill: np.ndarray) -> Flow:
     decode = positions >= prefill[:, None]
     for phase, chosen in (("prefill", ~decode), ("decode", decode)):
         if chosen.any():
-            system.counters.tokens(phase, int(chosen.sum()), int((positions[chosen] + 1).sum()))
+            system.count_queries(phase, (positions[chosen] + 1).tolist())
     prompts = np.broadcast_to(prefill[:, None], positions.shape)
     flat = (torch.from_numpy(array.reshape(-1).copy()).to(system.device) for array in (decode, positions, prompts))
     return Flow(None, None, *flat)

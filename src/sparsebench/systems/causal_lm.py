@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from sparsebench.cost import ModelShape, window_pairs
 from sparsebench.engine.flow import Flow
 from sparsebench.errors import InputError
 from sparsebench.systems.base import System
@@ -18,7 +19,6 @@ from sparsebench.systems.counters import Counters
 from sparsebench.systems.experts import ExpertLinear, Experts, experts_in
 
 if TYPE_CHECKING:
-    from sparsebench.cost import ModelShape
     from sparsebench.engine.attention import AttentionPolicy
     from sparsebench.engine.correction import Correction
     from sparsebench.engine.trie import Node
@@ -198,8 +198,6 @@ class CausalLM(System):
         Raises:
             InputError: The architecture's cost is not modelled.
         """
-        from sparsebench.cost import ModelShape
-
         try:
             return ModelShape.of(self)
         except AttributeError as error:
@@ -264,16 +262,32 @@ class CausalLM(System):
         """Sequences of `length` tokens that are generated at a time."""
         return max(1, min(self.max_lanes, 64 * self.batch_tokens // max(length, 1)))
 
+    @property
+    def windows(self) -> list[int]:
+        """The numbers of keys that layers with a window see; none where the architecture's cost is not modelled."""
+        try:
+            shapes = [self.shape] if self.unreduced is None else [self.shape, self.unreduced]
+        except InputError:
+            return []
+        return sorted({window for shape in shapes for window in shape.windows if window})
+
     def count_tokens(self, nodes: Iterable[Node]) -> None:
         """Count tokens and dense attention pairs of nodes about to run."""
+        windows = self.windows
         for node in nodes:
-            pairs = sum_of_pairs(node.start, len(node.tokens))
-            self.counters.tokens("decode" if node.decode else "prefill", len(node.tokens), pairs)
+            count, pairs = len(node.tokens), window_pairs(node.start, len(node.tokens))
+            within = {window: window_pairs(node.start, count, window) for window in windows}
+            self.counters.tokens("decode" if node.decode else "prefill", count, pairs, within)
 
     def count_decode(self, lengths: Sequence[int]) -> None:
         """Count one decode step over sequences of these lengths."""
-        self.counters.tokens("decode", len(lengths), sum(lengths))
+        self.count_queries("decode", lengths)
         self.counters.add("decode.scored", len(lengths))
+
+    def count_queries(self, phase: str, lengths: Sequence[int], sign: int = 1) -> None:
+        """Count tokens, or take them back, of which each has so many keys up to itself."""
+        within = {window: sign * sum(min(length, window) for length in lengths) for window in self.windows}
+        self.counters.tokens(phase, sign * len(lengths), sign * sum(lengths), within)
 
     @contextmanager
     def prefilling(self, state: str) -> Iterator[None]:
@@ -333,11 +347,6 @@ class CausalLM(System):
             yield
         finally:
             self.decode_from_context_end, self.prefix_invariant, self.policy, self.whole_prompt = before
-
-
-def sum_of_pairs(start: int, count: int) -> int:
-    """Causal (query, key) pairs of `count` queries from position `start` on."""
-    return count * start + count * (count + 1) // 2
 
 
 def _is_linear(module: torch.nn.Module) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Mapping
 from numbers import Real
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -11,6 +12,11 @@ if TYPE_CHECKING:
 
 Amount: TypeAlias = "float | torch.Tensor"
 """A number, or a tensor without dimensions that holds one."""
+
+
+def windowed(phase: str, window: int) -> str:
+    """The name of the sum of pairs of layers that see the last `window` keys."""
+    return f"{phase}.causal_pairs_within_{window}"
 
 
 class Counters:
@@ -71,10 +77,19 @@ class Counters:
             return
         self.tally(name, amount.device).add_(amount)
 
-    def tokens(self, phase: str, count: int, pairs: int) -> None:
-        """Tokens that ran in a phase, and the causal (query, key) pairs one head of one layer has for them."""
+    def tokens(self, phase: str, count: int, pairs: int, within: Mapping[int, int] | None = None) -> None:
+        """Tokens that ran in a phase, and the (query, key) pairs that one head of one layer has for them.
+
+        Args:
+            phase: `prefill` or `decode`.
+            count: How many ran.
+            pairs: Pairs of a layer that sees all keys before.
+            within: Pairs of a layer that sees the last keys only, by how many it sees.
+        """
         self.add(f"{phase}.tokens", count)
         self.add(f"{phase}.causal_pairs", pairs)
+        for window, number in (within or {}).items():
+            self.add(windowed(phase, window), number)
 
     def attention(self, phase: str, kept: Amount, visible: Amount, union: Amount, index_flops: Amount) -> None:
         """One layer's selection.

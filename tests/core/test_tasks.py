@@ -238,6 +238,20 @@ def test_prompts_longer_than_the_model_are_cut_from_the_left_and_counted(task, s
     assert again.facts == {}
 
 
+def test_tasks_of_a_length_that_the_model_does_not_read_are_refused(story, tmp_path):
+    bound = registry.get("needle-1024").bind(story.tokenizer, 2)
+    with pytest.raises(InputError, match=r"needle-1024 is made of 1,024 tokens, of which .* reads 512"):
+        bound.evaluate(story)
+    learned = models.tiny_system("gpt2")
+    metric = {"name": "perplexity", "column": "nll", "headline": True, "transform": "exp", "higher_is_better": False}
+    data = {"build": "whole-text", "data": [{"path": str(tmp_path / "text.txt")}], "metrics": [metric], "scorer": ""}
+    (tmp_path / "text.txt").write_text("Once upon a time there was a little girl. " * 400)
+    (tmp_path / "t.yaml").write_text(yaml.safe_dump({**BASE, "task": "t", "type": "perplexity", "window": 600, **data}))
+    bound = registry.get(str(tmp_path / "t.yaml")).bind(learned.tokenizer, 2)
+    with pytest.raises(InputError, match="a window of task t has 599 tokens, and GPT2LMHeadModel has positions for"):
+        bound.evaluate(learned)
+
+
 # Perplexity
 
 

@@ -6,12 +6,14 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from lm_eval.api.model import TemplateLM
 from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from sparsebench.engine.generation import Prompt, Sampling, generate
 from sparsebench.engine.scoring import Scored, TokenScores, score
+from sparsebench.errors import InputError
 
 if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
@@ -29,6 +31,26 @@ def positions_of(system: CausalLM) -> int | None:
         if isinstance(value, int) and value > 0:
             return value
     return None
+
+
+def refuse_beyond(system: CausalLM, length: int, what: str) -> None:
+    """Refuse texts that are longer than a model with a table of learned positions has rows.
+
+    Raises:
+        InputError: They are.
+    """
+    known = positions_of(system)
+    if known is not None and length > known and _learned_positions(system.model, known):
+        raise InputError(
+            f"{what} has {length:,} tokens, and {type(system.model).__name__} has positions for {known:,}",
+            "choose a shorter form of the task, or a model that reads longer texts",
+        )
+
+
+def _learned_positions(model: torch.nn.Module, known: int) -> bool:
+    """Whether it looks positions up in a table, which may have a few rows for padding."""
+    tables = {name: m for name, m in model.named_modules() if isinstance(m, torch.nn.Embedding)}
+    return any("pos" in name or "wpe" in name for name, m in tables.items() if 0 <= m.num_embeddings - known <= 8)
 
 
 class SparseLM(TemplateLM):  # type: ignore[misc]

@@ -59,11 +59,12 @@ class BoundPerplexityTask(BoundTask):
         """Score every window."""
         import pandas as pd
 
-        from sparsebench.engine.lm import positions_of
+        from sparsebench.engine.lm import positions_of, refuse_beyond
         from sparsebench.engine.scoring import Scored, score
 
         first = self.definition.score_from
         window = self.definition.window
+        refuse_beyond(system, window - 1, f"a window of task {self.definition.task}")
         by_query = self.definition.decode and system.decode_from_context_end
         requests = [
             Scored(tokens.tolist(), window - first, first - 1 if by_query else window) for _, tokens in self.windows

@@ -140,6 +140,13 @@ class BoundPromptTask(BoundTask):
         from sparsebench.engine.lm import SparseLM
 
         lm = SparseLM.of(system, "context" if self.definition.template.context else None)
+        length = self.definition.options.get("length")
+        if isinstance(length, int) and length > lm.max_length:
+            raise InputError(
+                f"task {self.definition.task} is made of {length:,} tokens, of which {type(system.model).__name__} "
+                f"reads {lm.max_length:,}",
+                "what the answer rests on could be cut away; choose a shorter form of the task, or another model",
+            )
         result = self._generate(lm) if self.definition.type == "generate" else self._choose(lm)
         if lm.truncated:
             result.facts["truncated"] = lm.truncated

@@ -227,6 +227,35 @@ def test_perplexity_is_compared_by_its_ratio():
     assert 0.004 < result.loss_bound / result.dense < 0.006
 
 
+def test_the_interval_of_a_perplexity_agrees_with_its_verdict():
+    """One window that is far worse than the rest governs a difference of perplexities, not one of their logarithms."""
+    rng = np.random.default_rng(0)
+    nll = rng.normal(3, 0.3, 48)
+    broken = nll + rng.normal(14, 4, 48)
+    result = compare(nll, broken, transform="exp", higher_is_better=False, margin=Margin(0.05, "relative"))
+    assert result.verdict == "regressed"
+    assert 0 < result.delta_low < result.delta < result.delta_high
+    assert result.delta_low == pytest.approx(result.dense * result.relative_low)
+    assert result.delta_high == pytest.approx(result.dense * result.relative_high)
+
+
+@pytest.mark.parametrize("transform", ["identity", "exp"])
+def test_a_side_of_which_nothing_is_known_has_no_end(transform):
+    result = compare([3.0], [3.5], transform=transform, margin=Margin(0.1))
+    assert all(math.isnan(end) for end in (result.delta_low, result.delta_high, result.relative_low))
+
+
+@given(st.integers(0, 1_000), st.sampled_from([0.02, 0.5, 5.0]))
+@settings(max_examples=40)
+def test_no_perplexity_whose_interval_holds_zero_is_better_or_worse(seed, spread):
+    rng = np.random.default_rng(seed)
+    nll = rng.normal(3, 0.5, 20)
+    sparse = nll + rng.normal(0.4 * spread, spread, 20)
+    # Tests have one side and intervals two.
+    tested, shown = (compare(nll, sparse, transform="exp", resamples=400, alpha=alpha) for alpha in (0.025, 0.05))
+    assert (tested.verdict in ("improved", "regressed")) <= (not shown.delta_low <= 0 <= shown.delta_high)
+
+
 def test_a_relative_margin_is_a_share_of_the_baseline():
     dense, sparse = answers(2000, 40, 20, right=0.4)
     relative = compare(dense, sparse, kind="binary", margin=Margin(0.05, "relative"))

@@ -256,6 +256,31 @@ def test_no_perplexity_whose_interval_holds_zero_is_better_or_worse(seed, spread
     assert (tested.verdict in ("improved", "regressed")) <= (not shown.delta_low <= 0 <= shown.delta_high)
 
 
+@pytest.mark.parametrize("n", [8, 20, 400])
+@pytest.mark.parametrize("noise", [1e-9, 1e-7, 3e-6])
+def test_rounding_changes_no_verdict(n: int, noise: float):
+    """Whether sums were rounded one way or another, and even where all were rounded up."""
+    rng = np.random.default_rng(n)
+    weight = np.full(n, 255.0)
+    nll = rng.normal(7.5, 0.1, n) * weight
+    settings = {"weight_dense": weight, "transform": "exp", "higher_is_better": False, "resamples": 999}
+    settings["margin"] = Margin(0.01, "relative")
+    same = compare(nll, nll, **settings)
+    for change in (rng.normal(0, 1, n), np.ones(n), -np.ones(n)):
+        other = compare(nll, nll * (1 + noise * np.clip(change, -3, 3)), **settings)
+        assert (other.verdict, other.p) == (same.verdict, same.p)
+        assert (other.delta_low, other.delta_high) == pytest.approx((same.delta_low, same.delta_high))
+    assert same.verdict == ("non-inferior" if n == 400 else "inconclusive")
+
+
+def test_rounding_is_that_of_a_sample_beside_its_like():
+    """A log-likelihood near 0 is the difference of logits that are not."""
+    dense = np.array([1e-7, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0])
+    one, same = (compare(dense, dense + 1e-6 * changed, margin=Margin(0.1)) for changed in (np.ones(10), np.zeros(10)))
+    assert (one.verdict, one.delta_high) == (same.verdict, pytest.approx(same.delta_high))
+    assert compare(dense, dense + 1e-3, margin=Margin(0.1)).verdict == "improved"
+
+
 def test_a_relative_margin_is_a_share_of_the_baseline():
     dense, sparse = answers(2000, 40, 20, right=0.4)
     relative = compare(dense, sparse, kind="binary", margin=Margin(0.05, "relative"))

@@ -88,9 +88,13 @@ _NOTHING = Inference(
 
 
 def infer(samples: PairedSamples, *, resamples: int, seed: int) -> list[Inference]:
-    """Bounds and p values of each cell; what one cell gets does not depend on the others."""
+    """Bounds and p values of each cell; what one cell gets does not depend on the others.
+
+    Changes that are rounding (`PairedSamples.settled`) are none.
+    """
     if not len(samples.index):
         return [_NOTHING] * samples.cells
+    samples = samples.settled
     scales = (DIFFERENCE,) if samples.transform == "exp" else (DIFFERENCE, RELATIVE)
     flips: SignFlip | None = None
     resampled: list[Bootstrap] | None = None

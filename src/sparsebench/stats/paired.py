@@ -23,8 +23,8 @@ FEW_CHANGED = 10
 ROUNDING = 2.0**-16
 """Change of a sample, as a fraction of its size or of the mean size, up to which it is rounding.
 
-256 times what float32 rounds a number by (2**-24), as a log-likelihood is the end of thousands of sums; and what two values
-come apart by that `export --bits 16` rounded. It is a hundredth of the smallest margin that is of use.
+256 times what float32 rounds a number by (2**-24), as a log-likelihood is the end of thousands of sums; and what two
+values come apart by that `export --bits 16` rounded. It is a hundredth of the smallest margin that is of use.
 """
 
 

@@ -13,6 +13,7 @@ from sparsebench.store import StoredCell
 
 TOLERANCE = 1e-9
 """Relative difference up to which counts are equal."""
+UNSAID = "no reason was recorded"
 
 
 def cell_rows(m: Match, tolerance: float) -> Iterator[CheckRow]:
@@ -26,9 +27,9 @@ def cell_rows(m: Match, tolerance: float) -> Iterator[CheckRow]:
         return
     before, after = m.baseline.record.outcome, m.candidate.record.outcome
     if after.status == "failed":
-        was = before.status == "failed"
-        reason = notation.printable(after.error or "no reason was recorded", 300)
-        yield CheckRow("cells", name, "", "not compared" if was else "failed", not was, reason)
+        # Also where it failed before: nothing about it was checked, and a gate that says nothing of it would pass.
+        too = "in the baseline too: " if before.status == "failed" else ""
+        yield CheckRow("cells", name, "", "failed", True, too + notation.printable(after.error or UNSAID, 300))
         return
     if before.status == "failed":
         yield CheckRow("cells", name, "", "new", False, "it failed in the baseline")

@@ -104,9 +104,14 @@ def history(*results_folders: str | os.PathLike[str], alpha: float | None = None
         alpha: Chance of a false alarm in each folder; the first suite's unless told.
 
     Raises:
-        InputError: Fewer than two folders, or one without results.
+        InputError: Fewer than two folders, one that is named twice, or one without results.
     """
     sources = open_sources(results_folders)
+    if 1 < len(sources) < len(results_folders):
+        raise InputError(
+            f"{len(results_folders)} results folders are named, but only {len(sources)} different ones",
+            "a history has each folder once, oldest first",
+        )
     if len(sources) < 2:
         raise InputError("a history has at least two results folders", "name them oldest first")
     rules = conclusions(sources[0])
@@ -155,6 +160,8 @@ def _note(source: Source, walk: _Walk, found: Sequence[tuple[Match, CheckRow]]) 
     matches: dict[str, Match] = {}
     for m, row in found:
         key = _key(m.baseline)
+        if row.verdict == "failed" and m.baseline.record.outcome.status == "failed":
+            continue  # as before: no step
         if row.verdict in STEPS and row.headline and not (m.candidate is None and walk.references[key].gone):
             # A changed selection changes a dozen counts of a cell: that is one step.
             steps.setdefault((key, "counts" if row.tier == "exact" else row.what), []).append(row)

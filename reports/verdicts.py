@@ -54,7 +54,21 @@ def judge(sources: Sequence[Source], *, changes: int = 0) -> list[Judged]:
                 families[gate, item.grid].append((item, judgement))
     for (gate, _), members in families.items():
         correct([judgement for _, judgement in members], gate=gate, levels=sequences(members) if gate else None)
+    for item in judged:
+        if told := _other_dtype(item):
+            for judgement in item.judgements:
+                judgement.reason = "; ".join(part for part in (judgement.reason, told) if part)
     return judged
+
+
+def _other_dtype(item: Judged) -> str:
+    """What is said of a row whose grid has its model in another dtype only to compare it with."""
+    if item.baseline is None or item.is_baseline or item.cell.record.placement.role == "noise":
+        return ""
+    ours, theirs = item.cell.spec.system, item.baseline.spec.system
+    if ours.fingerprint != theirs.fingerprint or ours.dtype == theirs.dtype:
+        return ""
+    return f"its baseline ran in {theirs.dtype}, it in {ours.dtype}: the change holds that of the dtype"
 
 
 def noise_of(judged: Sequence[Judged]) -> dict[tuple[str | None, str], float]:

@@ -69,7 +69,7 @@ def check(
     ] = False,
     alpha: AlphaOption = None,
 ) -> None:
-    """Compare two results folders; exit 1 when quality or cost got worse."""
+    """Compare two results folders; exit 1 when quality or cost got worse, or a cell is missing or failed."""
     from sparsebench.reports.check import check as compare_folders
     from sparsebench.reports.gate_formats import render
 
@@ -88,12 +88,18 @@ def compare(
     ] = None,
     alpha: AlphaOption = None,
 ) -> None:
-    """Two results folders or two lm-eval logs: delta, interval, flips, power, verdict."""
+    """Two results folders or two lm-eval logs: delta, interval, flips, power, verdict; exit 1 when B is worse.
+
+    B is worse where a headline metric of it regressed, or must not be compared with A's. Costs are not compared.
+    """
     from sparsebench.reports.check import compare as compare_results
     from sparsebench.reports.gate_formats import render
 
     accepted = None if margin is None else share(margin, "--margin")
-    typer.echo(render(compare_results(a, b, alpha=checked_alpha(alpha), margin=accepted), format.value))
+    outcome = compare_results(a, b, alpha=checked_alpha(alpha), margin=accepted)
+    typer.echo(render(outcome, format.value))
+    if not outcome.passed:
+        raise typer.Exit(1)
 
 
 def verify(results: ResultsArgument) -> None:

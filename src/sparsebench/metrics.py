@@ -20,6 +20,14 @@ LARGEST_EXPONENT = 709.0
 """exp of more is no float; a perplexity beyond is given as exp of this."""
 
 
+_LIKELIHOODS = {"nll", "kl", "kl_early", "kl_late", "unlikely_late"}
+_MILLISECONDS = {"first_token_ms", "token_ms", "dense_first_token_ms", "dense_token_ms"}
+LOSSES = frozenset(_LIKELIHOODS | _MILLISECONDS | {"empty", "looping"})
+"""Columns of which less is better, among those that our tasks and scorers give."""
+EXPONENTIAL = frozenset({"nll"})
+"""Columns whose mean is shown as its exponential: a perplexity."""
+
+
 class Metric(BaseModel):
     """A metric of a task."""
 
@@ -39,6 +47,14 @@ class Metric(BaseModel):
     chance: float | None = None
     """What guessing reaches; a baseline not above it carries no signal. None: the metric has no chance level."""
     unit: str = ""
+
+    def with_defaults(self) -> Metric:
+        """What a definition leaves out, by the column: a loss is better lower, and an `nll` is a perplexity."""
+        known = {
+            "higher_is_better": self.column not in LOSSES,
+            "transform": "exp" if self.column in EXPONENTIAL else "identity",
+        }
+        return self.model_copy(update={key: v for key, v in known.items() if key not in self.model_fields_set})
 
     @property
     def weight(self) -> str:

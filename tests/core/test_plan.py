@@ -190,13 +190,38 @@ def test_a_row_on_another_system_and_seeds_find_their_own_baselines(small):
     assert paired == [(0, 0), (1, 1)]
 
 
-def test_two_rows_of_one_name_are_no_baseline(small):
+def test_of_two_rows_of_one_name_the_one_without_knobs_is_the_baseline(small):
     magnitude = {"method": "magnitude", "budgets": {"sparsity": 0.5}}
-    methods = [magnitude, {**magnitude, "knobs": {"compare_group": "row"}}]
-    random = {"method": "random-weights", "budgets": {"sparsity": 0.5}, "baseline": "magnitude 50%"}
-    assert len(planned(small, grids=one_grid(small, *methods)).cells) == 3
-    with pytest.raises(InputError, match="several rows are called 'magnitude 50%'"):
-        planned(small, grids=one_grid(small, *methods, random))
+    row, layer = ({**magnitude, "knobs": {"compare_group": group}} for group in ("row", "layer"))
+    random = {"method": "random-weights", "budgets": {"sparsity": 0.5}}
+    grid = {**one_grid(small, row, magnitude, random, "dense")[0], "baseline": "magnitude 50%"}
+    made = {c.placement.config or c.placement.label: c for c in planned(small, grids=[grid]).cells}
+    plain = made.pop("magnitude 50%")
+    assert (plain.placement.role, plain.placement.baseline) == ("baseline", None)
+    assert {c.placement.baseline for c in made.values()} == {plain.id}
+    assert "baseline" not in {c.placement.role for c in made.values()}
+    for rows in ((row, layer), (row, layer, random)):
+        with pytest.raises(InputError, match="several rows are called 'magnitude 50%'"):
+            planned(small, grids=[{**grid, "methods": list(rows)}])
+
+
+def test_a_row_is_paired_with_its_model_in_its_own_dtype(small):
+    systems = {
+        **small.data["systems"],
+        "half": {**small.data["systems"]["stories"], "dtype": "bfloat16"},
+    }
+    half = {"method": "magnitude", "budgets": {"sparsity": 0.5}, "system": "half"}
+    dense = {"method": "dense", "system": "half"}
+
+    def pairs(*methods):
+        made = planned(small, systems=systems, grids=one_grid(small, *methods)).cells
+        dtypes = {c.id: c.spec.system.dtype for c in made}
+        return [(c.spec.system.dtype, dtypes[c.placement.baseline]) for c in made if c.placement.baseline]
+
+    assert pairs("dense", dense, half) == [("bfloat16", "bfloat16")]
+    assert pairs("dense", half) == [("bfloat16", "float32")]  # there is no other; the report says so
+    noise = {"method": "dense", "noise": {"dtype": "bfloat16"}}
+    assert pairs("dense", dense, noise) == [("bfloat16", "float32")]  # noise of the first, whatever its dtype
 
 
 def test_what_does_not_fit_together(small):

@@ -131,6 +131,27 @@ def test_wrong_definitions_name_file_and_key(task, changes, message):
 
 
 @pytest.mark.parametrize(
+    ("said", "transform", "higher"),
+    [
+        ({"column": "nll"}, "exp", False),
+        ({"column": "nll", "transform": "identity"}, "identity", False),
+        ({"column": "kl"}, "identity", False),
+        ({"column": "token_ms"}, "identity", False),
+        ({"column": "correct"}, "identity", True),
+        ({"column": "correct", "higher_is_better": False}, "identity", False),
+    ],
+)
+def test_a_loss_is_better_lower_unless_its_definition_says_otherwise(said, transform, higher):
+    [metric] = definition(metrics=[{"name": "m", "headline": True, **said}]).metrics
+    assert (metric.transform, metric.higher_is_better) == (transform, higher)
+
+
+def test_what_a_metric_says_by_default_is_no_other_definition():
+    short, full = {"name": "m", "column": "nll", "headline": True}, {"transform": "exp", "higher_is_better": False}
+    assert definition(metrics=[short]).definition_hash == definition(metrics=[{**short, **full}]).definition_hash
+
+
+@pytest.mark.parametrize(
     ("rows", "changes", "message"),
     [
         ([{"prompt": "a"}], {}, "'target' is undefined"),

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from synthetic_results import CHOICE, HOSTILE, LEVELS, LM, PPL, QA, SyntheticMethod, Writer, put_again, write_suite
 
+from sparsebench import cli
 from sparsebench.errors import InputError, UnknownNameError
 from sparsebench.identity import cell_id
 from sparsebench.records import Outcome
@@ -132,6 +133,17 @@ def test_missing_failed_and_new_cells(tmp_path: Path) -> None:
     assert other_way.passed and {row.verdict for row in other_way.rows if row.tier == "cells"} == {"new"}
 
 
+@pytest.mark.parametrize("strict", [False, True])
+def test_a_cell_that_failed_in_both_folders_fails(tmp_path: Path, strict: bool) -> None:
+    a = run(tmp_path / "a")
+    broken = next(cell for cell in a.store if cell.spec.stack)
+    outcome = broken.record.outcome.model_copy(update={"status": "failed", "error": "ValueError: boom", "metrics": []})
+    record = broken.record.model_copy(update={"outcome": outcome, "samples_sha256": None})
+    put_again(a.store, broken.spec, record, broken.environment, None)
+    (row,) = check(a.store.root, a.store.root, strict=strict).failures
+    assert (row.verdict, row.reason) == ("failed", "in the baseline too: ValueError: boom")
+
+
 def test_unreadable_cells_fail(tmp_path: Path) -> None:
     a, b = run(tmp_path / "a"), run(tmp_path / "b")
     next(iter(b.store)).folder.joinpath("record.json").write_text("{")
@@ -186,6 +198,17 @@ def test_compare_takes_other_models_where_there_is_one_each(tmp_path: Path) -> N
     quality = [row for row in result.rows if row.tier == "quality"]
     assert len(quality) == 12 and all(row.judgement and row.judgement.comparison for row in quality)
     assert any(note.startswith("other model (") for note in result.notes)
+
+
+def test_compare_leaves_with_1_where_the_second_is_worse(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    a, b = (run(tmp_path / name, damage=damage).store.root for name, damage in (("a", 0.0), ("b", 0.4)))
+    for one, other, code in ((a, b, 1), (b, a, 0)):
+        monkeypatch.setattr("sys.argv", ["sparsebench", "compare", str(one), str(other)])
+        with pytest.raises(SystemExit) as left:
+            cli.main()
+        assert left.value.code == code and ("FAIL" in capsys.readouterr().out) == bool(code)
 
 
 def test_compare_names_cells_that_failed(tmp_path: Path) -> None:

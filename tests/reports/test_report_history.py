@@ -5,7 +5,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pandas as pd
 import pytest
-from synthetic_results import CHOICE, HOSTILE, LEVELS, PPL, SyntheticMethod, Writer, write_suite
+from synthetic_results import CHOICE, HOSTILE, LEVELS, PPL, SyntheticMethod, Writer, put_again, write_suite
 
 from sparsebench.errors import InputError, UnknownNameError
 from sparsebench.reports.atom import UNKNOWN, Entry, feed, time_of
@@ -95,6 +95,23 @@ def test_cells_that_fail_or_are_gone(tmp_path: Path) -> None:
         shutil.rmtree(gone.folder)
     steps = history(a, b, c, d).steps
     assert [(s.folder, s.verdict) for s in steps] == [("b", "missing")], "said once, and back without a step"
+
+
+def test_what_keeps_failing_is_no_step(tmp_path: Path) -> None:
+    folders = [run(tmp_path / name, day=k) for k, name in enumerate("ab", start=1)]
+    for folder in folders:
+        store = Store.open(folder)
+        cell = next(cell for cell in store if cell.spec.stack)
+        outcome = cell.record.outcome.model_copy(update={"status": "failed", "error": "boom", "metrics": []})
+        record = cell.record.model_copy(update={"outcome": outcome, "samples_sha256": None})
+        put_again(store, cell.spec, record, cell.environment, None)
+    assert not history(*folders).steps
+
+
+def test_a_folder_that_is_named_twice_is_refused(tmp_path: Path) -> None:
+    a, b = run(tmp_path / "a"), run(tmp_path / "b")
+    with pytest.raises(InputError, match="3 results folders are named, but only 2"):
+        history(a, b, a)
 
 
 def test_the_feed_is_atom_with_fixed_bytes(tmp_path: Path) -> None:

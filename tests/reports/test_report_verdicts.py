@@ -60,6 +60,19 @@ def verdict(writer: Writer, cell: StoredCell, metric: str) -> str:
     return str(rows_of(writer, cell).loc[metric, "verdict"])
 
 
+def test_a_row_whose_baseline_has_another_dtype_says_so(writer: Writer) -> None:
+    base = writer.cell(CHOICE, "pruning")
+    noise = writer.cell(CHOICE, "pruning", baseline=base.id, role="noise", replica="bfloat16")
+    half = replace(METHOD, system=writer.system.model_copy(update={"dtype": "bfloat16"}))
+    same = writer.cell(CHOICE, "pruning", method=METHOD, baseline=base.id, role="method")
+    other = writer.cell(CHOICE, "pruning", method=half, baseline=base.id, role="method")
+    told = {
+        cell.id: set(rows_of(writer, cell)["reason"].str.contains("its baseline ran in float32"))
+        for cell in (base, noise, same, other)
+    }
+    assert told == {base.id: {False}, noise.id: {False}, same.id: {False}, other.id: {True}}
+
+
 def pair(writer: Writer, task: SyntheticTask, damage: float, **changes: Any) -> tuple[StoredCell, StoredCell]:
     base = writer.cell(task, "pruning")
     sparse = writer.cell(

@@ -227,6 +227,60 @@ def test_perplexity_is_compared_by_its_ratio():
     assert 0.004 < result.loss_bound / result.dense < 0.006
 
 
+def test_the_interval_of_a_perplexity_agrees_with_its_verdict():
+    """One window that is far worse than the rest governs a difference of perplexities, not one of their logarithms."""
+    rng = np.random.default_rng(0)
+    nll = rng.normal(3, 0.3, 48)
+    broken = nll + rng.normal(14, 4, 48)
+    result = compare(nll, broken, transform="exp", higher_is_better=False, margin=Margin(0.05, "relative"))
+    assert result.verdict == "regressed"
+    assert 0 < result.delta_low < result.delta < result.delta_high
+    assert result.delta_low == pytest.approx(result.dense * result.relative_low)
+    assert result.delta_high == pytest.approx(result.dense * result.relative_high)
+
+
+@pytest.mark.parametrize("transform", ["identity", "exp"])
+def test_a_side_of_which_nothing_is_known_has_no_end(transform):
+    result = compare([3.0], [3.5], transform=transform, margin=Margin(0.1))
+    assert all(math.isnan(end) for end in (result.delta_low, result.delta_high, result.relative_low))
+
+
+@given(st.integers(0, 1_000), st.sampled_from([0.02, 0.5, 5.0]))
+@settings(max_examples=40)
+def test_no_perplexity_whose_interval_holds_zero_is_better_or_worse(seed, spread):
+    rng = np.random.default_rng(seed)
+    nll = rng.normal(3, 0.5, 20)
+    sparse = nll + rng.normal(0.4 * spread, spread, 20)
+    # Tests have one side and intervals two.
+    tested, shown = (compare(nll, sparse, transform="exp", resamples=400, alpha=alpha) for alpha in (0.025, 0.05))
+    assert (tested.verdict in ("improved", "regressed")) <= (not shown.delta_low <= 0 <= shown.delta_high)
+
+
+@pytest.mark.parametrize("n", [8, 20, 400])
+@pytest.mark.parametrize("noise", [1e-9, 1e-7, 3e-6])
+def test_rounding_changes_no_verdict(n: int, noise: float):
+    """Whether sums were rounded one way or another, and even where all were rounded up."""
+    rng = np.random.default_rng(n)
+    weight = np.full(n, 255.0)
+    nll = rng.normal(7.5, 0.1, n) * weight
+    settings = {"weight_dense": weight, "transform": "exp", "higher_is_better": False, "resamples": 999}
+    settings["margin"] = Margin(0.01, "relative")
+    same = compare(nll, nll, **settings)
+    for change in (rng.normal(0, 1, n), np.ones(n), -np.ones(n)):
+        other = compare(nll, nll * (1 + noise * np.clip(change, -3, 3)), **settings)
+        assert (other.verdict, other.p) == (same.verdict, same.p)
+        assert (other.delta_low, other.delta_high) == pytest.approx((same.delta_low, same.delta_high))
+    assert same.verdict == ("non-inferior" if n == 400 else "inconclusive")
+
+
+def test_rounding_is_that_of_a_sample_beside_its_like():
+    """A log-likelihood near 0 is the difference of logits that are not."""
+    dense = np.array([1e-7, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0])
+    one, same = (compare(dense, dense + 1e-6 * changed, margin=Margin(0.1)) for changed in (np.ones(10), np.zeros(10)))
+    assert (one.verdict, one.delta_high) == (same.verdict, pytest.approx(same.delta_high))
+    assert compare(dense, dense + 1e-3, margin=Margin(0.1)).verdict == "improved"
+
+
 def test_a_relative_margin_is_a_share_of_the_baseline():
     dense, sparse = answers(2000, 40, 20, right=0.4)
     relative = compare(dense, sparse, kind="binary", margin=Margin(0.05, "relative"))

@@ -281,7 +281,7 @@ class Outermost:
 
 @dataclass(frozen=True)
 class Mapped:
-    """Bounds seen on another scale, through an increasing function.
+    """Bounds seen on another scale, through an increasing function; a side that is open stays open.
 
     Attributes:
         inner: The bounds on the first scale.
@@ -295,11 +295,13 @@ class Mapped:
 
     def lower(self, alpha: float) -> float:
         """The image of the lower bound."""
-        return self.forward(self.inner.lower(alpha))
+        bound = self.inner.lower(alpha)
+        return bound if math.isinf(bound) else self.forward(bound)
 
     def upper(self, alpha: float) -> float:
         """The image of the upper bound."""
-        return self.forward(self.inner.upper(alpha))
+        bound = self.inner.upper(alpha)
+        return bound if math.isinf(bound) else self.forward(bound)
 
     def p_above(self, x: float) -> float:
         """The p value at the point that maps to `x`."""

@@ -147,8 +147,6 @@ def conclude(question: Question, samples: PairedSamples, cell: int, found: Infer
         )
     )
     delta_low, delta_high = _interval(found.absolute, alpha)
-    if question.transform == "exp":
-        delta_low = max(delta_low, -dense)  # an exponential is not negative
     relative_low, relative_high = _interval(found.relative, alpha) if found.relative else (math.nan, math.nan)
     return Comparison(
         dense=dense,

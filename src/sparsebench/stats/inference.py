@@ -44,7 +44,9 @@ class Inference:
     """What is known of one cell's change.
 
     Attributes:
-        absolute: Bounds of sparse less dense, in the metric's units.
+        absolute: Bounds of sparse less dense, in the metric's units. Of an exponential they are those of the change of
+            means, at the baseline's observed value: bounds on the scale of the exponential itself, which one sample can
+            govern, may contain 0 where the test on the means rejects it.
         relative: The same as a fraction of the size of dense; None where dense is 0.
         p_lower: One-sided p value against the sparse value being lower.
         p_higher: One-sided p value against the sparse value being higher.
@@ -86,10 +88,14 @@ _NOTHING = Inference(
 
 
 def infer(samples: PairedSamples, *, resamples: int, seed: int) -> list[Inference]:
-    """Bounds and p values of each cell; what one cell gets does not depend on the others."""
+    """Bounds and p values of each cell; what one cell gets does not depend on the others.
+
+    Changes that are rounding (`PairedSamples.settled`) are none.
+    """
     if not len(samples.index):
         return [_NOTHING] * samples.cells
-    scales = (DIFFERENCE, samples.scale if samples.transform == "exp" else RELATIVE)
+    samples = samples.settled
+    scales = (DIFFERENCE,) if samples.transform == "exp" else (DIFFERENCE, RELATIVE)
     flips: SignFlip | None = None
     resampled: list[Bootstrap] | None = None
     with np.errstate(all="ignore"):
@@ -100,11 +106,11 @@ def infer(samples: PairedSamples, *, resamples: int, seed: int) -> list[Inferenc
                 resampled = bootstrap(samples.sums, scales, resamples=resamples, seed=seed)
         results = []
         for cell in range(samples.cells):
-            change, other = (
+            bounds = [
                 _bounds(samples, cell, scale, linear[k], resampled[k] if resampled else None)
                 for k, scale in enumerate(scales)
-            )
-            results.append(_inference(samples, cell, change, other, linear[0], flips))
+            ]
+            results.append(_inference(samples, cell, bounds, linear[0], flips))
     return results
 
 
@@ -133,10 +139,10 @@ def _bounds(samples: PairedSamples, cell: int, scale: Scale, linear: Linearised,
 
 
 def _inference(
-    samples: PairedSamples, cell: int, change: Bounds, other: Bounds, linear: Linearised, flips: SignFlip | None
+    samples: PairedSamples, cell: int, bounds: list[Bounds], linear: Linearised, flips: SignFlip | None
 ) -> Inference:
-    """One cell, from the bounds of its change of means and those on the other scale."""
-    n, dense = len(samples.index), samples.sums.dense_mean[cell]
+    """One cell, from the bounds of its change of means and, unless it is an exponential, of its relative change."""
+    n, dense, change = len(samples.index), samples.sums.dense_mean[cell], bounds[0]
     binary, rare = samples.kind == "binary", bool(samples.rarely_changed[cell])
     lost, gained = samples.flips(cell)
     exact = mcnemar(lost, gained) if binary else None
@@ -151,10 +157,13 @@ def _inference(
         p_lower, p_higher = float(flips.below[cell]), float(flips.above[cell])
         if not rare:
             p_lower, p_higher = max(p_lower, change.p_below(0)), max(p_higher, change.p_above(0))
-    exponential = samples.transform == "exp"
+    absolute, relative = change, bounds[-1] if dense != 0 else None
+    if samples.transform == "exp":
+        absolute = Mapped(change, lambda x: samples.from_difference(x, cell), lambda x: samples.to_difference(x, cell))
+        relative = Mapped(change, expm1, log1p)
     return Inference(
-        absolute=other if exponential else change,
-        relative=Mapped(change, expm1, log1p) if exponential else other if dense != 0 else None,
+        absolute=absolute,
+        relative=relative,
         p_lower=p_lower,
         p_higher=p_higher,
         mcnemar=exact,

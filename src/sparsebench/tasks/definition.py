@@ -90,6 +90,7 @@ class TaskDefinition(BaseModel):
             object.__setattr__(self, "score_from", self.window + self.score_from)
         if not 1 <= self.score_from < self.window:
             raise FieldError(f"score_from {self.score_from} leaves nothing of a window of {self.window}")
+        object.__setattr__(self, "metrics", [metric.with_defaults() for metric in self.metrics])
         names = [metric.name for metric in self.metrics]
         if len(set(names)) < len(names):
             raise FieldError("two metrics have one name")

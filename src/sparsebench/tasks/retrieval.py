@@ -47,6 +47,7 @@ class BoundRetrievalTask(BoundTask):
         self.metrics = list(definition.metrics)
         self.family = definition.family
         self.title = definition.title
+        self.notes = collection.notes
         self.data = [definition.fact(resolved.source, resolved.sha256)]
         self.depth = _depth(collection, [metric.column for metric in self.metrics])
         # Rankings that go deeper give other numbers than those that were cut at DEPTH, so they are another question.

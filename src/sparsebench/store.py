@@ -188,6 +188,10 @@ class Store:
         journal.note(self.cells_folder, checked)
         return known.union(checked)
 
+    def recorded(self, identities: Iterable[str]) -> set[str]:
+        """Which of some cells have a record, whatever it says."""
+        return {identity for identity in identities if (self.cells_folder / identity / "record.json").exists()}
+
     def ids(self) -> list[str]:
         """Ids of all stored cells, sorted."""
         try:
@@ -303,7 +307,8 @@ def write_json(path: Path, data: object) -> None:
     text = json.dumps(data, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
     aside = path.with_name(f".{path.name}-{token_hex(6)}")
     try:
-        with aside.open("x", encoding="utf-8") as file:
+        # Paths of this machine need not be in UTF-8.
+        with aside.open("x", encoding="utf-8", errors="replace") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())

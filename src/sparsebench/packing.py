@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from sparsebench.errors import InputError, IntegrityError, StorageError
+from sparsebench.sample_tables import read_table
 
 if TYPE_CHECKING:
     import numpy as np
@@ -144,7 +145,7 @@ def _plain(content: bytes, most: int | None, bits: int | None) -> tuple[bytes, l
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    table = pq.ParquetFile(pa.BufferReader(content)).read(use_threads=False)
+    table = read_table(content, "samples.parquet")
     gone = [
         field.name
         for field in table.schema

@@ -37,6 +37,7 @@ from sparsebench.packing import is_packed, unpacked
 from sparsebench.records import CellRecord, CellSpec, Environment, NewerSchemaError, upgrade
 from sparsebench.redaction import redacted
 from sparsebench.remote import Remote, address
+from sparsebench.sample_tables import read_table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -70,10 +71,8 @@ class StoredCell:
         Raises:
             IntegrityError: The file is missing, cut short or not the one that was recorded.
         """
-        import pandas as pd
-
         path = self.check_samples()
-        return None if path is None else pd.read_parquet(path)
+        return None if path is None else read_table(content_of(path), str(path)).to_pandas()
 
     def check_samples(self) -> Path | None:
         """The file of the samples, if it is the one that was recorded; None for a failed cell.

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sparsebench.adapters.base import Sparsity, check_together
-from sparsebench.errors import InputError
+from sparsebench.errors import CellsFailedError, InputError
 from sparsebench.planned_cell import PlannedCell, cell_of_stack
 from sparsebench.records import SystemSpec
 from sparsebench.store import Store
@@ -42,12 +42,17 @@ def run(
 
     Raises:
         InputError: Something about the suite or a reference is wrong; nothing was run.
+        CellsFailedError: The folder was moved or emptied during the run.
     """
     from sparsebench.reports.collect import collect
     from sparsebench.suite_run import run_suite
 
     folder = Path(out) if out is not None else None
     outcome = run_suite(suite, folder, model, limit=limit, executor=executor, workers=workers, device=device)
+    if outcome.lost:
+        raise CellsFailedError(
+            f"{outcome.lost} cells were stored and are not in {outcome.folder} any more", "run it again to compute them"
+        )
     return collect(outcome.folder)
 
 

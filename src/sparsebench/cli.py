@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import codecs
+import io
 import json
 import os
 import sys
@@ -118,6 +120,8 @@ def run(
         device=device,
         progress=True,
     )
+    for note in outcome.notes:
+        typer.echo(f"note: {note}", err=True)
     print_terminal(collect(outcome.folder), _console())
     for comparison in in_results(outcome.folder):
         typer.echo(str(comparison))
@@ -129,10 +133,17 @@ def run(
     if outcome.interrupted:
         typer.echo(f"Interrupted; the same command goes on where it stopped ({outcome.left} cells are left).", err=True)
         raise typer.Exit(130)
+    if outcome.lost:
+        typer.echo(
+            f"{outcome.lost} cells were stored and are not in {outcome.folder} any more: it was moved or emptied "
+            "during the run. The same command computes them again.",
+            err=True,
+        )
     if outcome.failed:
         typer.echo(
             f"{outcome.failed} cells failed; they are in the table. The same command tries them again.", err=True
         )
+    if outcome.failed or outcome.lost:
         raise typer.Exit(3)
 
 
@@ -149,6 +160,8 @@ def plan(
     from sparsebench.suite_run import planned, results_folder
 
     made = planned(suite, model, limit, device)
+    for note in made.notes:
+        typer.echo(f"note: {note}", err=True)
     _print_plan(made)
     folder = results_folder(made.suite, out)
     Store.create(folder).write_suite({"suite": made.suite.model_dump(mode="json"), "lock": made.lock})
@@ -313,9 +326,43 @@ def _console() -> Any:
     return Console(width=None if sys.stdout.isatty() else 140, markup=False, highlight=False)
 
 
+def _escaped(error: UnicodeError) -> tuple[str, int]:
+    """Characters that a stream cannot encode, as JSON writes them: what is JSON stays so."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    return json.dumps(error.object[error.start : error.end])[1:-1], error.end
+
+
+def _usable_streams() -> None:
+    """Make streams that are closed, or that cannot encode what is printed, take it all the same."""
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:  # or else the next file that is opened would be stdout
+            os.open(os.devnull, os.O_RDWR)
+    codecs.register_error("json-escapes", _escaped)
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="json-escapes")
+
+
+def _check_words(words: list[str]) -> None:
+    """Names that are not in UTF-8 could stand neither in a record nor in a table."""
+    for word in words:
+        try:
+            word.encode()
+        except UnicodeEncodeError:
+            raise InputError(f"{word!r} is not UTF-8", "give files and folders names in UTF-8") from None
+
+
 def main() -> None:
     """Entry point: errors are said in words, with their exit code."""
+    _usable_streams()
     try:
+        _check_words(sys.argv)
         code = app(standalone_mode=False)
     except SparseBenchError as error:
         typer.echo(f"error: {redacted_text(str(error))}", err=True)

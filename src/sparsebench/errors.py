@@ -81,3 +81,8 @@ class CellsFailedError(SparseBenchError):
     """Some cells failed; the others are stored."""
 
     exit_code = 3
+
+
+def shown(text: str, most: int = 80) -> str:
+    """A text as a message quotes it, cut where it is long."""
+    return repr(text if len(text) <= most else f"{text[:most]}...")

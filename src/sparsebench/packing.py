@@ -25,9 +25,10 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from sparsebench.errors import InputError, IntegrityError, StorageError
+from sparsebench.sample_tables import read_table
 
 if TYPE_CHECKING:
     import numpy as np
@@ -48,6 +49,10 @@ LARGEST = 8 * 2**30
 """Bytes that a packed file may unpack to."""
 MOST = 1_000_000
 """Files that a packed file may hold."""
+HEADERS = 1 << 20
+"""Bytes of headers that may stand before a file."""
+CONTENTS = ".unpacked.json"
+"""What was unpacked, with sizes and times; written last, in the cache only."""
 
 
 @dataclass(frozen=True)
@@ -140,7 +145,7 @@ def _plain(content: bytes, most: int | None, bits: int | None) -> tuple[bytes, l
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    table = pq.ParquetFile(pa.BufferReader(content)).read(use_threads=False)
+    table = read_table(content, "samples.parquet")
     gone = [
         field.name
         for field in table.schema
@@ -211,39 +216,78 @@ def unpacked(path: Path, cache: Path | None = None) -> Path:
         with path.open("rb") as file:
             name = hashlib.file_digest(file, "sha256").hexdigest()
         place = (cache or cache_folder()) / "unpacked" / name[:32]
-        if place.is_dir():
+        if _as_unpacked(place):
             return place
         place.parent.mkdir(parents=True, exist_ok=True)
         aside = Path(tempfile.mkdtemp(prefix=".unpacking-", dir=place.parent))
+        if place.exists():  # some of it was removed or changed, as cleaners of caches do
+            with suppress(FileNotFoundError):  # another process saw it too
+                place.replace(aside / "harmed")
     except OSError as error:
         raise StorageError(f"cannot unpack {path}: {error.strerror or error}") from None
     try:
-        _unpack(path, aside)
+        (aside / "whole").mkdir()
+        _unpack(path, aside / "whole")
         with suppress(OSError):  # another process was faster
-            aside.replace(place)
+            (aside / "whole").replace(place)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     return place
 
 
+def _as_unpacked(place: Path) -> bool:
+    """Whether a folder of the cache still holds what was unpacked there, untouched."""
+    try:
+        contents = json.loads((place / CONTENTS).read_bytes())
+        return bool(contents) and all(_state(place / name) == state for name, state in contents.items())
+    except (OSError, ValueError, RecursionError, AttributeError):
+        return False
+
+
+def _state(path: Path) -> list[int]:
+    found = path.stat()
+    return [found.st_size, found.st_mtime_ns]
+
+
+class _Metered:
+    """A stream that gives no more than is expected of it: a header may declare gigabytes, and is read at once."""
+
+    def __init__(self, stream: BinaryIO, path: Path) -> None:
+        self.stream, self.path = stream, path
+        self.left = HEADERS
+        self.tell, self.seek = stream.tell, stream.seek
+
+    def read(self, size: int = -1) -> bytes:
+        self.left -= size
+        if size < 0 or self.left < 0:
+            raise IntegrityError(f"{self.path}: more than {HEADERS >> 20} MiB of headers before a file")
+        return self.stream.read(size)
+
+
 def _unpack(path: Path, place: Path) -> None:
     (place / "cells").mkdir()
-    room, number = LARGEST, 0
+    room, names = LARGEST, []
     try:
-        with tarfile.open(path, "r:xz") as archive:
-            for member in archive:
-                number, room = number + 1, room - member.size
-                if not member.isreg() or not MEMBER.fullmatch(member.name):
+        with lzma.open(path) as file:
+            stream = _Metered(cast("BinaryIO", file), path)
+            archive = tarfile.open(fileobj=cast("Any", stream), mode="r:")
+            while (member := archive.next()) is not None:
+                names.append(member.name)
+                room -= member.size
+                if not member.isreg() or member.issparse() or not MEMBER.fullmatch(member.name):
                     raise IntegrityError(f"{path}: holds {member.name!r}, which is not part of results")
-                if room < 0 or number > MOST:
+                if room < 0 or len(names) > MOST:
                     raise IntegrityError(f"{path}: unpacks to more than {LARGEST >> 30} GiB or {MOST} files")
+                stream.left = member.size + HEADERS
                 content = archive.extractfile(member)
                 target = place / member.name
                 target.parent.mkdir(exist_ok=True)
                 if content is None or target.exists():
                     raise IntegrityError(f"{path}: holds {member.name!r} twice")
-                with target.open("xb") as file:
-                    shutil.copyfileobj(content, file)
+                with target.open("xb") as written:
+                    shutil.copyfileobj(content, written)
+        states = {name: _state(place / name) for name in names}
+        (place / CONTENTS).write_text(json.dumps(states), encoding="utf-8")
     except (tarfile.TarError, lzma.LZMAError, EOFError, ValueError) as error:
         raise IntegrityError(f"{path}: not a whole packed results file ({error})") from None
     except OSError as error:

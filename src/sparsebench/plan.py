@@ -44,6 +44,11 @@ class Plan:
     lock: dict[str, Any]
     tasks: dict[tuple[str, int | None, str], BoundTask] = field(default_factory=dict)
 
+    @property
+    def notes(self) -> list[str]:
+        """What is odd about the data of the tasks, each said once."""
+        return list(dict.fromkeys(note for task in self.tasks.values() for note in task.notes))
+
     def shard(self, index: int, count: int) -> list[PlannedCell]:
         """Part `index` of `count` (from 1), by id: the same cells on every machine, baselines with their cells."""
         before = {cell.id: cell.placement.baseline for cell in self.cells}

@@ -37,6 +37,7 @@ from sparsebench.packing import is_packed, unpacked
 from sparsebench.records import CellRecord, CellSpec, Environment, NewerSchemaError, upgrade
 from sparsebench.redaction import redacted
 from sparsebench.remote import Remote, address
+from sparsebench.sample_tables import read_table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -70,10 +71,8 @@ class StoredCell:
         Raises:
             IntegrityError: The file is missing, cut short or not the one that was recorded.
         """
-        import pandas as pd
-
         path = self.check_samples()
-        return None if path is None else pd.read_parquet(path)
+        return None if path is None else read_table(content_of(path), str(path)).to_pandas()
 
     def check_samples(self) -> Path | None:
         """The file of the samples, if it is the one that was recorded; None for a failed cell.
@@ -187,6 +186,10 @@ class Store:
                 checked.append(identity)
         journal.note(self.cells_folder, checked)
         return known.union(checked)
+
+    def recorded(self, identities: Iterable[str]) -> set[str]:
+        """Which of some cells have a record, whatever it says."""
+        return {identity for identity in identities if (self.cells_folder / identity / "record.json").exists()}
 
     def ids(self) -> list[str]:
         """Ids of all stored cells, sorted."""
@@ -303,7 +306,8 @@ def write_json(path: Path, data: object) -> None:
     text = json.dumps(data, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
     aside = path.with_name(f".{path.name}-{token_hex(6)}")
     try:
-        with aside.open("x", encoding="utf-8") as file:
+        # Paths of this machine need not be in UTF-8.
+        with aside.open("x", encoding="utf-8", errors="replace") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())

@@ -219,7 +219,7 @@ class Conclude(_Entry):
     """Share of changed answers that `plan` assumes for the power of binary metrics."""
     spread: float = Field(default=0.1, gt=0)
     """Standard deviation of paired differences that `plan` assumes for continuous metrics."""
-    resamples: int = Field(default=10_000, ge=100)
+    resamples: int = Field(default=10_000, ge=100, le=1_000_000)
 
     def margin(self, task: str, metric: str) -> Margin | None:
         """The margin of a metric of a task; None where the suite declares none."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -10,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sparsebench.errors import InputError, UnknownNameError
+from sparsebench.errors import InputError, UnknownNameError, shown
 from sparsebench.executors import EXECUTORS, Stop, Workers
 from sparsebench.plan import Plan, plan
 from sparsebench.planned_cell import PlannedCell
@@ -40,6 +41,8 @@ class RunOutcome:
         failed: Cells that failed now.
         left: Cells that were not begun.
         interrupted: Whether the user stopped it.
+        lost: Cells that were stored and are not there any more: the folder was moved or emptied during the run.
+        notes: What is odd about the data.
     """
 
     folder: Path
@@ -48,6 +51,8 @@ class RunOutcome:
     failed: int
     left: int
     interrupted: bool
+    lost: int = 0
+    notes: tuple[str, ...] = ()
 
 
 def results_folder(suite: Suite, out: Path | None) -> Path:
@@ -140,7 +145,8 @@ def run_suite(
         store.sweep()
         finished = store.finished_among(cell.id for cell in cells)
         todo = [cell for cell in cells if cell.id not in finished]
-        store.write_suite({"suite": made.suite.model_dump(mode="json"), "lock": made.lock})
+        asked = {"suite": made.suite.model_dump(mode="json"), "lock": made.lock}
+        store.write_suite(asked)
         tally = _Tally(todo, len(cells) - len(todo), progress)
 
         def on_done(done: CellDone) -> None:
@@ -154,15 +160,29 @@ def run_suite(
                 remote.send(identity)
         with tally, interruptible() as stop:
             EXECUTORS[executor](todo, store, device, made, staff, on_done, stop)
+        lost = len(finished | tally.ids) - len(store.recorded(finished | tally.ids))
+        if lost:  # what was stored since is in a new folder, which has no suite
+            store = Store.create(store.root)
+            store.write_suite(asked)
         store.sweep()
         left = len(todo) - tally.done
-        return RunOutcome(store.root, tally.done, len(cells) - len(todo), tally.failed, left, stop.asked and left > 0)
+        return RunOutcome(
+            store.root,
+            tally.done,
+            len(cells) - len(todo),
+            tally.failed,
+            left,
+            stop.asked and left > 0,
+            lost,
+            tuple(made.notes),
+        )
 
 
 def _shard(text: str) -> tuple[int, int]:
     index, slash, count = text.partition("/")
-    if not (slash and index.isdecimal() and count.isdecimal() and 1 <= int(index) <= int(count)):
-        raise InputError(f"shard {text!r}: must be I/N with 1 <= I <= N", "--shard 1/4")
+    numbers = slash and all(re.fullmatch(r"[0-9]{1,9}", part) for part in (index, count))
+    if not numbers or not 1 <= int(index) <= int(count):
+        raise InputError(f"shard {shown(text)}: must be I/N with 1 <= I <= N", "--shard 1/4")
     return int(index), int(count)
 
 
@@ -198,6 +218,7 @@ class _Tally:
         self.work = {cell.id: max(cell.flops, 1.0) for cell in todo}
         self.skipped = skipped
         self.done = 0
+        self.ids: set[str] = set()
         self.failed = 0
         self._bar: Any = None
         self._task: Any = None
@@ -232,6 +253,7 @@ class _Tally:
     def on_done(self, done: CellDone) -> None:
         """A cell is finished."""
         self.done += 1
+        self.ids.add(done.id)
         self.failed += done.status != "ok"
         if self._bar is None:
             return

@@ -315,3 +315,45 @@ def test_a_model_option_takes_the_place_of_every_language_model(small, tmp_path,
     assert sparsebench("run", path, "--out", tmp_path / "r", "--no-site", "--model", model, "--limit", 2)[0] == 0
     (cell,) = Store.open(tmp_path / "r")
     assert (cell.spec.system.ref, len(cell.samples())) == (model, 2)
+
+
+def test_a_terminal_that_cannot_show_everything_is_shown_what_it_can():
+    ran = apart("list", "tasks", "--json", PYTHONIOENCODING="ascii")
+    assert (ran.returncode, ran.stderr) == (0, "")
+    assert json.loads(ran.stdout) == json.loads(apart("list", "tasks", "--json", PYTHONIOENCODING="utf-8").stdout)
+    ran = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            "from sparsebench import cli; cli._usable_streams(); print('d\u00e9 \u25bc \U0001f600')",
+        ],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONIOENCODING": "ascii"},
+        check=True,
+    )
+    assert json.loads(f'"{ran.stdout.strip()}"') == "d\u00e9 \u25bc \U0001f600"
+
+
+def test_a_closed_output_is_no_error():
+    command = f"{sys.executable} -m sparsebench list adapters >&- 2>&-"
+    assert subprocess.run(["bash", "-c", command], timeout=120).returncode == 0
+
+
+def test_names_that_are_not_in_utf8_and_homes_that_are_not_there(small, tmp_path, sparsebench, monkeypatch):
+    code, _, err = sparsebench("run", small.path, "--out", f"{tmp_path}/b\udcff")
+    assert (code, "is not UTF-8" in err) == (2, True)
+    monkeypatch.setenv("SPARSEBENCH_DATA", "~no-such-user/data")
+    code, _, err = sparsebench("run", small.write(grids=[{**small.data["grids"][0], "tasks": ["arc-easy"]}]))
+    assert (code, "no such home folder" in err) == (2, True)
+
+
+def test_judgements_without_a_document_are_said(small, tmp_path, sparsebench):
+    path = small.write(grids=[grid for grid in small.data["grids"] if grid["system"] == "lexical"])
+    _, _, err = sparsebench("run", path, "--out", tmp_path / "whole", "--no-site")
+    assert "note:" not in err
+    with (small.folder / "beir" / "qrels" / "test.tsv").open("a") as file:
+        file.write("q1\tgone\t1\n")
+    for command in ("plan", "run"):
+        code, _, err = sparsebench(command, path, "--out", tmp_path / "r")
+        assert (code, "1 of 5 judgements are of documents that the corpus does not have" in err) == (0, True), err

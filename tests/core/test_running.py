@@ -393,7 +393,7 @@ def test_an_interrupt_reaches_workers_after_the_cell_in_flight(small, out, monke
 def test_options(small, out):
     with pytest.raises(UnknownNameError, match="executor"):
         run_suite(str(small.path), out, executor="proces")
-    for shard in ("0/2", "3/2", "1", "a/b", "1/2/3", "-1/2", "²/3"):
+    for shard in ("0/2", "3/2", "1", "a/b", "1/2/3", "-1/2", "²/3", "1/" + "9" * 5000):
         with pytest.raises(InputError, match="must be I/N"):
             run_suite(str(small.path), out, shard=shard)
     with pytest.raises(InputError, match="no device 'cuda:77'"):
@@ -405,3 +405,22 @@ def test_shards_together_are_the_whole(small, out, tmp_path):
     done = [run_suite(str(small.path), out, shard=f"{i}/2").done for i in (1, 2)]
     assert sum(done) == CELLS
     assert statuses(out) == {"ok": CELLS}
+
+
+def test_a_folder_that_is_moved_away_during_a_run_is_noticed(small, out, tmp_path, monkeypatch):
+    write, written = Store.write, []
+
+    def moving(self, spec, *others):
+        written.append(write(self, spec, *others))
+        if len(written) == 3:
+            out.rename(tmp_path / "elsewhere")
+        return written[-1]
+
+    monkeypatch.setattr(Store, "write", moving)
+    outcome = run_suite(str(small.path), out)
+    assert (outcome.done, outcome.lost) == (CELLS, 3)
+    assert Store.open(out).suite()["suite"]["suite"] == small.data["suite"]
+    assert len(Store.open(out).ids()) == CELLS - 3
+    monkeypatch.undo()
+    again = run_suite(str(small.path), out)
+    assert (again.done, again.lost) == (3, 0)

@@ -129,6 +129,7 @@ ERRORS = [
     ("{points: 0.03}", "{points: 0.03, relative: 0.1}", "conclude.margins.facts-short.*", "one of the two", None),
     ("{points: 0.03}", "{points: -1}", "conclude.margins.facts-short.*.points", "greater than", None),
     ("conclude:\n", "conclude:\n  alpha: 0.7\n", "conclude.alpha", "less than", None),
+    ("conclude:\n", "conclude:\n  resamples: 1000000000000000\n", "conclude.resamples", "less than", None),
 ]  # fmt: skip
 
 

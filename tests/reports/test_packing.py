@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import lzma
+import shutil
 import tarfile
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -202,3 +205,63 @@ def test_another_ending_and_empty_folders_are_refused(tmp_path: Path) -> None:
         pack(store, tmp_path / "a.zip")
     with pytest.raises(InputError, match="no cells"):
         pack(store, tmp_path / "a.tar.xz")
+
+
+@pytest.mark.parametrize("kind", [tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE])
+@pytest.mark.parametrize("declared", [64 << 20, 64 << 30])
+def test_headers_that_declare_much_are_not_read(kind: bytes, declared: int, tmp_path: Path, cache: Path) -> None:
+    header = tarfile.TarInfo("header")
+    header.type, header.size = kind, declared
+    path = tmp_path / "a.tar.xz"
+    with lzma.open(path, "wb", preset=1) as file:
+        file.write(header.tobuf(tarfile.GNU_FORMAT))
+        for _ in range(64):
+            file.write(bytes(1 << 20))
+    tracemalloc.start()
+    with pytest.raises(IntegrityError, match="of headers"):
+        Store.open(path)
+    assert tracemalloc.get_traced_memory()[1] < 32 << 20
+    tracemalloc.stop()
+    assert not list((cache / "unpacked").iterdir())
+
+
+def test_long_headers_of_other_packers_are_read(results: Path, tmp_path: Path) -> None:
+    made = pack(Store.open(results), tmp_path / "a.tar.xz")
+    other = tmp_path / "b.tar.xz"
+    with (
+        tarfile.open(made.path) as archive,
+        tarfile.open(other, "w:xz", format=tarfile.PAX_FORMAT, pax_headers={"comment": "x" * 5000}) as again,
+    ):
+        for info in archive:
+            info.pax_headers = {"mtime": "1.5", "comment": "y" * 3000}
+            again.addfile(info, archive.extractfile(info))
+    assert Store.open(other).ids() == Store.open(made.path).ids()
+
+
+def removed(cell: Path) -> None:
+    shutil.rmtree(cell)
+
+
+def emptied(cell: Path) -> None:
+    (cell / "samples.parquet").unlink()
+
+
+def edited(cell: Path) -> None:
+    record = cell / "record.json"
+    record.write_bytes(record.read_bytes().replace(b"1", b"2"))
+
+
+@pytest.mark.parametrize("harm", [removed, emptied, edited])
+def test_what_the_cache_lost_is_unpacked_again(harm: Callable[[Path], None], results: Path, tmp_path: Path) -> None:
+    made = pack(Store.open(results), tmp_path / "a.tar.xz")
+    store = Store.open(made.path)
+    before = {path.name: path.stat().st_mtime_ns for path in store.cells_folder.iterdir()}
+    assert Store.open(made.path).root == store.root
+    assert {path.name: path.stat().st_mtime_ns for path in store.cells_folder.iterdir()} == before
+    cell = store.cells_folder / store.ids()[0]
+    content = (cell / "record.json").read_bytes()
+    harm(cell)
+    assert Store.open(made.path).ids() == sorted(before)
+    assert (cell / "record.json").read_bytes() == content
+    assert (cell / "samples.parquet").is_file() == (json.loads(content)["samples_sha256"] is not None)
+    assert [path.name for path in store.root.parent.iterdir()] == [store.root.name]

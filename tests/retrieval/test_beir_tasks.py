@@ -79,3 +79,43 @@ def test_what_is_no_collection_is_refused(tmp_path: Path, monkeypatch: pytest.Mo
         content(tmp_path, {"path": empty})
     with pytest.raises(InputError, match="no option split"):
         content(tmp_path, {"path": str(folder(tmp_path / "toy"))}, split="test")
+
+
+class First:
+    """A retriever that ranks documents in the order of their ids."""
+
+    def retrieve(self, collection: Any, depth: int) -> Any:
+        from sparsebench.retrieval.run import Run
+        from sparsebench.systems.retrieval import Retrieved
+
+        ranked = {doc: float(-place) for place, doc in enumerate(collection.doc_ids[:depth])}
+        return Retrieved(Run.from_dict({query: ranked for query in collection.query_ids}, collection.doc_ids), {}, {})
+
+
+def test_rankings_go_as_deep_as_the_metrics_look(tmp_path: Path) -> None:
+    (tmp_path / "qrels").mkdir()
+    ids = [f"{number:04d}" for number in range(2000)]
+    (tmp_path / "corpus.jsonl").write_text("".join(f'{{"_id": "{doc}", "text": "x"}}\n' for doc in ids))
+    (tmp_path / "queries.jsonl").write_text('{"_id": "q", "text": "x"}\n')
+    (tmp_path / "qrels/test.tsv").write_text("".join(f"q\t{doc}\t1\n" for doc in ids))
+
+    def bound(*metrics: str) -> Any:
+        path = task_file(tmp_path, {"path": str(tmp_path)})
+        changed = yaml.safe_load(Path(path).read_text())
+        changed["metrics"] = [{"name": m, "column": m, "headline": m == metrics[0]} for m in metrics]
+        Path(path).write_text(yaml.safe_dump(changed))
+        return registry.get(path).bind(None)
+
+    deep = bound("Recall@1500", "MAP", "P@100000000000")
+    assert deep.depth == 2000
+    values = deep.evaluate(First()).samples
+    assert values["Recall@1500"].tolist() == [0.75]
+    assert values["MAP"].tolist() == [0.5]  # of the first 1,000, whatever the other metrics ask for
+    assert deep.spec.data != deep.collection.content_hash
+
+    usual = bound("MAP", "Recall@1000")
+    assert usual.depth == 1000
+    assert usual.evaluate(First()).samples["MAP"].tolist() == [0.5]
+    assert usual.spec.data == usual.collection.content_hash
+    with pytest.raises(InputError, match="unknown metric"):
+        bound("nDGC@10")

@@ -68,6 +68,9 @@ def test_a_judged_document_that_is_missing_stays_in_the_ideal_ranking() -> None:
     means = evaluate(collection, {"q1": {"d1": 1.0}}, ["Recall@10", "nDCG@10", "MAP@10"]).means()
     assert means["Recall@10"] == means["MAP@10"] == 0.5
     assert means["nDCG@10"] < 1
+    (note,) = collection.notes
+    assert "1 of 2 judgements" in note
+    assert Collection.from_dicts("c", CORPUS, QUERIES, QRELS).notes == ()
 
 
 def test_ids_padded_otherwise_than_in_the_corpus_are_an_error() -> None:

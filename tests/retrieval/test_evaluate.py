@@ -118,7 +118,26 @@ def test_ties_do_not_depend_on_insertion() -> None:
         assert evaluate_qrels({"q": {"3": 1}}, ["q"], run, ["MRR@10"]).means() == {"MRR@10": 1.0}
 
 
-@pytest.mark.parametrize("metric", ["ndcg@10", "nDCG@0", "nDCG@-1", "nDCG@", "P", "F1@10", ""])
+@pytest.mark.parametrize(
+    "metric",
+    ["ndcg@10", "nDCG@0", "nDCG@-1", "nDCG@", "P", "F1@10", "", pytest.param("nDCG@" + "9" * 5000, id="5000 digits")],
+)
 def test_an_unknown_metric_is_an_error(metric: str) -> None:
     with pytest.raises(InputError, match="unknown metric"):
         evaluate(collection(), {}, [metric])
+
+
+def test_a_metric_without_a_cut_off_is_of_so_many_ranks_as_are_asked_for() -> None:
+    run = {"q": {f"d{n}": 10.0 - n for n in range(6)}}
+    qrels = {"q": {"d0": 1, "d5": 1}}
+    metrics = ["MAP", "Recall", "Recall@6"]
+    whole, cut = (evaluate_qrels(qrels, ["q"], run, metrics, depth=depth).means() for depth in (None, 3))
+    assert whole == pytest.approx({"MAP": (1 + 2 / 6) / 2, "Recall": 1.0, "Recall@6": 1.0})
+    assert cut == pytest.approx({"MAP": 0.5, "Recall": 0.5, "Recall@6": 1.0})
+
+
+def test_a_cut_off_far_beyond_the_run_takes_no_memory() -> None:
+    run = {f"q{n}": {"d1": 1.0} for n in range(100)}
+    qrels = {f"q{n}": {"d1": 1} for n in range(100)}
+    found = evaluate_qrels(qrels, list(qrels), run, ["nDCG@100000000000", "P@1000000000", "MAP@1000000000"]).means()
+    assert found == pytest.approx({"nDCG@100000000000": 1.0, "P@1000000000": 1e-9, "MAP@1000000000": 1.0})

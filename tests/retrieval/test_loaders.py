@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import gzip
 import json
+import zipfile
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
-from sparsebench.errors import InputError, MissingError
+from sparsebench.errors import InputError, MissingError, StorageError
+from sparsebench.retrieval import loaders
 from sparsebench.retrieval.collection import Collection
-from sparsebench.retrieval.loaders import load_beir, load_hub
+from sparsebench.retrieval.loaders import load_beir, load_hub, unpacked
 
 CORPUS = [{"_id": f"d{n}", "title": f"title {n}", "text": f"text {n}"} for n in range(4)]
 QUERIES = [{"_id": "q1", "text": "one"}, {"_id": "q2", "text": "two"}, {"_id": "q3", "text": "three"}]
@@ -63,6 +66,10 @@ def test_gzipped_files_are_read(tmp_path: Path) -> None:
     ("qrels", "message"),
     [
         (HEADER + "q1\td0\t0.5\n", r"test\.tsv:2: the grade '0\.5' is not an integer"),
+        (HEADER + "q1\td0\t1_0\n", r"test\.tsv:2: the grade '1_0' is not a number"),
+        (HEADER + "q1 \td0\t1\n", r"test\.tsv:2: query 'q1 ' is judged but has no text"),
+        (HEADER + "q1\t d0\t1\n", r"the judgements say ' d0', the corpus 'd0'"),
+        (HEADER + "q1\td0\t1\nq2\tD2\t1\n", r"the judgements say 'D2', the corpus 'd2'"),
         (HEADER + "q1\td0\thigh\n", r"test\.tsv:2: the grade 'high' is not a number"),
         (HEADER + "q1\td0\tnan\n", r"test\.tsv:2: the grade 'nan' is not an integer"),
         (HEADER + "q1\td0\t1\nq1\td1\t-1\n", r"test\.tsv:3: the grade -1 is negative"),
@@ -88,6 +95,9 @@ def test_judgements_that_cannot_be_read(tmp_path: Path, qrels: str, message: str
         ('{"_id": "d0", "text": 3}\n', r"corpus\.jsonl:1: 'text' is not a string"),
         ('{"_id": "d0", "title": "a"}\n', r"corpus\.jsonl:1: there is no 'text'"),
         ('{"text": "a"}\n', r"corpus\.jsonl:1: there is no _id"),
+        ('{"_id": true, "text": "a"}\n', r"corpus\.jsonl:1: there is no _id"),
+        ('{"_id": "d1", "text": ' + "[" * 200_000 + "\n", r"corpus\.jsonl:1: not JSON"),
+        ('{"_id": ' + "9" * 5000 + ', "text": "x"}\n', r"corpus\.jsonl:1: not JSON"),
         ("[1]\n", r"corpus\.jsonl:1: not a JSON object"),
     ],
 )
@@ -113,6 +123,62 @@ def test_line_separators_inside_text_do_not_end_a_line(tmp_path: Path) -> None:
 def test_a_missing_split_lists_those_that_are_there(tmp_path: Path) -> None:
     with pytest.raises(MissingError, match="splits found: test"):
         load_beir(folder(tmp_path), split="dev")
+
+
+def test_ids_with_spaces_match_as_they_stand(tmp_path: Path) -> None:
+    corpus = '{"_id": " doc 2", "text": "a"}\n'
+    collection = load_beir(folder(tmp_path, HEADER + "q1\t doc 2\t1\n", corpus))
+    assert collection.qrels == {"q1": {" doc 2": 1}}
+    assert collection.missing_docs == 0
+
+
+def test_half_a_surrogate_pair_is_an_error(tmp_path: Path) -> None:
+    collection = load_beir(folder(tmp_path, HEADER + "q1\td0\t1\n", '{"_id": "d0", "text": "\\ud800 sparse"}\n'))
+    with pytest.raises(InputError, match="doc 'd0': holds half a surrogate pair"):
+        _ = collection.content_hash
+
+
+def archive_of(path: Path) -> Path:
+    content = folder(path / "toy")
+    with zipfile.ZipFile(path / "toy.zip", "w", zipfile.ZIP_DEFLATED) as members:
+        for file in sorted(content.rglob("*.*")):
+            members.write(file, Path("toy") / file.relative_to(content))
+    return path / "toy.zip"
+
+
+@pytest.mark.parametrize(("place", "value"), [(8, 1), (10, 99)], ids=["encrypted", "method 99"])
+def test_an_archive_that_cannot_be_unpacked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: int, value: int
+) -> None:
+    monkeypatch.setenv("SPARSEBENCH_CACHE", str(tmp_path / "cache"))
+    archive = archive_of(tmp_path)
+    content = bytearray(archive.read_bytes())
+    at = content.find(b"PK\x01\x02")
+    while at >= 0:
+        content[at + place] = value
+        at = content.find(b"PK\x01\x02", at + 4)
+    archive.write_bytes(content)
+    with pytest.raises(InputError, match=r"toy\.zip"):
+        unpacked(archive)
+
+
+def test_an_archive_larger_than_allowed_or_than_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SPARSEBENCH_CACHE", str(tmp_path / "cache"))
+    archive = archive_of(tmp_path)
+    for name, value in (("LARGEST", 100), ("MOST", 2)):
+        with monkeypatch.context() as changed, pytest.raises(InputError, match="unpacks to"):
+            changed.setattr(loaders, name, value)
+            unpacked(archive)
+    with monkeypatch.context() as changed, pytest.raises(StorageError, match="has room for 5"):
+        changed.setattr("shutil.disk_usage", lambda place: Room(100, 95, 5))
+        unpacked(archive)
+    assert load_beir(unpacked(archive)).missing_docs == 0
+
+
+class Room(NamedTuple):
+    total: int
+    used: int
+    free: int
 
 
 def test_numbers_as_ids_match_those_of_the_judgements(tmp_path: Path) -> None:

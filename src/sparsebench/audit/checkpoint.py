@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sparsebench.data.paths import expanded
 from sparsebench.errors import InputError, IntegrityError
 
 if TYPE_CHECKING:
@@ -108,7 +109,7 @@ def open_checkpoint(reference: str) -> Checkpoint:
         InputError: There is nothing there that can be read without running code.
         MissingError: A reference that is not to be had.
     """
-    place = Path(reference).expanduser()
+    place = expanded(reference, "the checkpoint")
     if not place.exists():
         from sparsebench.data.references import parse
         from sparsebench.data.sources import locate

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from sparsebench.data.paths import expanded
 from sparsebench.errors import InputError
 
 VARIABLE = "SPARSEBENCH_CACHE"
@@ -17,7 +18,7 @@ VARIABLE = "SPARSEBENCH_CACHE"
 def cache_folder() -> Path:
     """The folder for fetched files: `$SPARSEBENCH_CACHE`, or the user's cache folder. It need not exist yet."""
     if given := os.environ.get(VARIABLE):
-        return Path(given).expanduser().absolute()
+        return expanded(given, VARIABLE).absolute()
     from platformdirs import user_cache_path
 
     return user_cache_path("sparsebench", appauthor=False)

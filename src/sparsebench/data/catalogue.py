@@ -15,6 +15,7 @@ from typing import Any
 from sparsebench.data.downloads import has_url
 from sparsebench.data.embedded import elements, geography
 from sparsebench.data.embedded.docstrings import has_sources
+from sparsebench.data.paths import expanded
 from sparsebench.data.sources import local_paths
 from sparsebench.data.wheels import has_distribution_member
 from sparsebench.errors import InputError, MissingError, UnknownNameError
@@ -104,9 +105,9 @@ def _embedded_is_here(name: str) -> bool:
 def _hub_cache() -> Path:
     """The hub's cache folder, found as its client finds it; the client itself takes long to import."""
     if given := os.environ.get("HF_HUB_CACHE"):
-        return Path(given).expanduser()
+        return expanded(given, "HF_HUB_CACHE")
     home = os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")) / "huggingface"
-    return Path(home).expanduser() / "hub"
+    return expanded(home, "HF_HOME") / "hub"
 
 
 def _github(repository: str, commit: str, path: str, sha256: str) -> Mapping[str, Any]:

@@ -12,6 +12,7 @@ from sparsebench.data import embedded
 from sparsebench.data.digests import check_sha256, content_hash
 from sparsebench.data.downloads import fetch_url
 from sparsebench.data.hub import RepoType, fetch_snapshot
+from sparsebench.data.paths import expanded
 from sparsebench.data.reading import Row, read_rows
 from sparsebench.data.references import (
     HubReference,
@@ -214,7 +215,7 @@ def data_folder() -> Path:
     given = os.environ.get(VARIABLE)
     if not given:
         raise MissingError(f"{VARIABLE} is not set", f"set {VARIABLE} to the folder that holds local data")
-    folder = Path(given).expanduser()
+    folder = expanded(given, VARIABLE)
     if not folder.is_dir():
         raise MissingError(
             f"{VARIABLE} is {given!r}, which is no folder", f"set {VARIABLE} to the folder that holds local data"

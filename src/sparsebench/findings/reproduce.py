@@ -86,6 +86,9 @@ def _run(finding: Finding, out: Path | None, model: str | None, limit: int | Non
     if outcome.interrupted or outcome.failed:
         what = f"{outcome.left} cells are left" if outcome.interrupted else f"{outcome.failed} cells failed"
         raise CellsFailedError(f"{finding.finding}: {what}, so there is no answer", "the same command goes on")
+    if outcome.lost:
+        what = f"{outcome.lost} cells went from {outcome.folder} during the run"
+        raise CellsFailedError(f"{finding.finding}: {what}, so there is no answer", "the same command goes on")
     return outcome.folder
 
 

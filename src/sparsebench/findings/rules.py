@@ -42,7 +42,7 @@ class Rule(_Entry):
     """The rule in words."""
     alpha: float = Field(default=0.05, gt=0, lt=0.5)
     """Level of each one-sided test."""
-    resamples: int = Field(default=10_000, ge=100)
+    resamples: int = Field(default=10_000, ge=100, le=1_000_000)
     seed: int = 0
 
 

@@ -152,12 +152,21 @@ class Collection:
 
     @cached_property
     def content_hash(self) -> str:
-        """The sha256 of documents, judged queries and grades, whatever their order and the policies' names."""
+        """The sha256 of documents, judged queries and grades, whatever their order and the policies' names.
+
+        Raises:
+            InputError: A text or an id holds half a surrogate pair, which no file in UTF-8 can.
+        """
         digest = hashlib.sha256()
 
         def add(kind: str, rows: Iterable[Sequence[str | int]]) -> None:
             for row in rows:
-                digest.update(json.dumps([kind, *row], ensure_ascii=False, separators=(",", ":")).encode() + b"\n")
+                line = json.dumps([kind, *row], ensure_ascii=False, separators=(",", ":"))
+                try:
+                    digest.update(line.encode() + b"\n")
+                except UnicodeEncodeError:
+                    what = f"collection {self.name!r}: {kind} {row[0]!r}"
+                    raise InputError(f"{what}: holds half a surrogate pair, which is no character") from None
 
         add("doc", zip(self.doc_ids, self.titles, self.texts, strict=True))
         add("query", sorted(zip(self.query_ids, self.queries, strict=True)))
@@ -172,6 +181,17 @@ class Collection:
     def has_doc(self, doc_id: str) -> bool:
         """Whether the corpus has a document of this id."""
         return position(self.doc_ids, doc_id) >= 0
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What whoever uses the collection should know of it."""
+        if not self.missing_docs:
+            return ()
+        judgements = sum(map(len, self.qrels.values()))
+        return (
+            f"collection {self.name}: {self.missing_docs:,} of {judgements:,} judgements are of documents that the "
+            "corpus does not have; relevant ones count as not found",
+        )
 
     def describe(self) -> dict[str, str | int | bool]:
         """What a result must say about its collection to be comparable."""
@@ -198,8 +218,8 @@ class Collection:
         missing = {doc for grades in self.qrels.values() for doc in grades if not self.has_doc(doc)}
         if not missing:
             return
-        spelt = {unpadded(doc): doc for doc in self.doc_ids}
-        other = {doc: spelt[unpadded(doc)] for doc in sorted(missing) if unpadded(doc) in spelt}
+        spelt = {bare(doc): doc for doc in self.doc_ids}
+        other = {doc: spelt[bare(doc)] for doc in sorted(missing) if bare(doc) in spelt}
         if other:
             judged, indexed = next(iter(other.items()))
             raise InputError(
@@ -219,9 +239,9 @@ def position(ids: Sequence[str], wanted: str) -> int:
     return place if place < len(ids) and ids[place] == wanted else -1
 
 
-def unpadded(doc_id: str) -> str:
-    """An id without the zeros before its numbers: CACM-0756 and CACM-756 are one."""
-    return re.sub(r"(?<!\d)0+(?=\d)", "", doc_id)
+def bare(doc_id: str) -> str:
+    """An id without case, white space and the zeros before its numbers: `CACM-0756` and ` cacm-756` are one."""
+    return re.sub(r"(?<!\d)0+(?=\d)|\s", "", doc_id).casefold()
 
 
 def apply_grade_policy(qrels: Mapping[str, Mapping[str, int]], policy: GradePolicy) -> dict[str, dict[str, int]]:

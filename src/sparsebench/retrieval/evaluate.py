@@ -98,7 +98,11 @@ class Evaluation:
 
 
 def evaluate(
-    collection: Collection, run: Run | Mapping[str, Mapping[str, float]], metrics: Iterable[str] = STANDARD
+    collection: Collection,
+    run: Run | Mapping[str, Mapping[str, float]],
+    metrics: Iterable[str] = STANDARD,
+    *,
+    depth: int | None = None,
 ) -> Evaluation:
     """Values of a run on a collection.
 
@@ -106,12 +110,18 @@ def evaluate(
         collection: The judgements, and whether identical ids are dropped.
         run: A run, or `{query id: {document id: score}}`.
         metrics: Names such as `nDCG@10`, `Recall@100`, `MRR@10`, `MAP@100`, `P@10`; `MAP` is of the whole ranking.
+        depth: Ranks that a whole ranking has at most; None: all of the run.
 
     Raises:
         InputError: A metric name is wrong.
     """
     return evaluate_qrels(
-        collection.qrels, collection.query_ids, run, metrics, drop_identical_ids=collection.drop_identical_ids
+        collection.qrels,
+        collection.query_ids,
+        run,
+        metrics,
+        drop_identical_ids=collection.drop_identical_ids,
+        depth=depth,
     )
 
 
@@ -122,6 +132,7 @@ def evaluate_qrels(
     metrics: Iterable[str] = STANDARD,
     *,
     drop_identical_ids: bool = False,
+    depth: int | None = None,
 ) -> Evaluation:
     """As `evaluate`, from bare judgements."""
     parsed = {metric: parse_metric(metric) for metric in metrics}
@@ -129,11 +140,16 @@ def evaluate_qrels(
         run = Run.from_dict(run)
     if drop_identical_ids:
         run = run.without_identical_ids()
-    deepest = [int(run.hits.counts.max(initial=0)) if k is None else k for _, k in parsed.values()]
-    grades = _ranked_grades(qrels, query_ids, run, depth=max(deepest, default=0))
+    longest = int(run.hits.counts.max(initial=0))
+    whole = longest if depth is None else min(depth, longest)
+    deepest = max((whole if k is None else min(k, longest) for _, k in parsed.values()), default=0)
+    grades = _ranked_grades(qrels, query_ids, run, deepest)
     ideal = _ideal_grades(qrels, query_ids)
-    whole = max(grades.shape[1], ideal.shape[1])
-    values = {metric: measure(grades, ideal, k or whole) for metric, (measure, k) in parsed.items()}
+    everything = max(whole, ideal.shape[1])
+    values = {
+        metric: measure(grades[:, :whole], ideal, everything) if k is None else measure(grades, ideal, k)
+        for metric, (measure, k) in parsed.items()
+    }
     answered = {qid for qid, count in zip(run.query_ids, run.hits.counts.tolist(), strict=True) if count}
     return Evaluation(
         query_ids=query_ids,
@@ -149,7 +165,7 @@ def parse_metric(name: str) -> tuple[Callable[[Floats, Floats, int], Floats], in
     Raises:
         InputError: There is no such metric.
     """
-    found = re.fullmatch(r"(\w+?)(?:@([1-9]\d*))?", name)
+    found = re.fullmatch(r"(\w+?)(?:@([1-9]\d{0,11}))?", name, re.ASCII)
     if found is None or found[1] not in _MEASURES or (found[1] == "P" and found[2] is None):
         raise InputError(f"unknown metric {name!r}", f"there are {', '.join(f'{m}@k' for m in _MEASURES)}")
     return _MEASURES[found[1]], int(found[2]) if found[2] else None

@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
+import shutil
 import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,11 +20,16 @@ from typing import Any, TypeVar
 from sparsebench.data.cache import cache_folder, publish, staging
 from sparsebench.data.digests import sha256_file
 from sparsebench.data.hub import fetch_snapshot
-from sparsebench.errors import InputError, MissingError
+from sparsebench.errors import InputError, MissingError, StorageError
 from sparsebench.retrieval.collection import Collection, FieldPolicy, GradePolicy
 
 _GRADE_HEADERS = frozenset({"score", "grade", "relevance", "rel", "label"})
+_NUMBER = re.compile(r"[+-]?\d+(\.\d*)?|nan|[+-]?inf", re.ASCII)
 _Value = TypeVar("_Value")
+LARGEST = 64 * 2**30
+"""Bytes that an archive may unpack to."""
+MOST = 100_000
+"""Files that an archive may hold."""
 
 
 def load_beir(
@@ -130,7 +138,8 @@ def unpacked(archive: Path) -> Path:
     """The folder in BEIR form that a zip archive holds, as BEIR's own are; unpacked once, into the cache.
 
     Raises:
-        InputError: It is no zip archive, or does not hold one `corpus.jsonl`.
+        InputError: It is no zip archive that can be read, or does not hold one `corpus.jsonl`.
+        StorageError: There is no room for what it holds.
     """
     target = cache_folder() / "collections" / sha256_file(archive)
     if not target.is_dir():
@@ -138,14 +147,27 @@ def unpacked(archive: Path) -> Path:
             (folder / "archive").mkdir()
             try:
                 with zipfile.ZipFile(archive) as members:
+                    _check_size(archive.name, members.infolist(), shutil.disk_usage(folder).free)
                     members.extractall(folder / "archive")
-            except zipfile.BadZipFile as error:
-                raise InputError(f"{archive.name}: {error}", "BEIR's collections are zip archives") from error
+            # An encrypted member is a RuntimeError, an unknown compression a NotImplementedError.
+            except (zipfile.BadZipFile, RuntimeError, zlib.error, EOFError, ValueError) as error:
+                raise InputError(f"{archive.name}: {error}", "BEIR's collections are plain zip archives") from error
             publish(folder / "archive", target)
     found = sorted({path.parent for name in ("corpus.jsonl", "corpus.jsonl.gz") for path in target.rglob(name)})
     if len(found) != 1:
         raise InputError(f"{archive.name} holds {len(found)} files corpus.jsonl", "it should hold one collection")
     return found[0]
+
+
+def _check_size(name: str, members: list[zipfile.ZipInfo], free: int) -> None:
+    size = sum(member.file_size for member in members)
+    if size > LARGEST or len(members) > MOST:
+        raise InputError(
+            f"{name}: unpacks to {size:,} bytes in {len(members):,} files",
+            f"at most {LARGEST >> 30} GiB in {MOST:,} files are unpacked; unpack it yourself and name the folder",
+        )
+    if size > free:
+        raise StorageError(f"{name}: unpacks to {size:,} bytes, and {cache_folder()} has room for {free:,}")
 
 
 def _find(folder: Path, name: str) -> Path:
@@ -166,7 +188,7 @@ def _lines(path: Path) -> Iterator[tuple[str, str]]:
             for number, line in enumerate(stream, start=1):
                 if line.strip():
                     yield f"{path}:{number}", line.rstrip("\n")
-        except (UnicodeDecodeError, EOFError, OSError) as error:
+        except (UnicodeDecodeError, EOFError, OSError, zlib.error) as error:
             raise InputError(f"{path}:{number + 1}: {error}", "the file must be whole and in UTF-8") from error
 
 
@@ -174,8 +196,8 @@ def _rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
     for place, line in _lines(path):
         try:
             row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise InputError(f"{place}: not JSON: {error}") from error
+        except (ValueError, RecursionError) as error:  # an integer of thousands of digits is a ValueError too
+            raise InputError(f"{place}: not JSON: {error}") from None
         if not isinstance(row, dict):
             raise InputError(f"{place}: not a JSON object")
         yield place, row
@@ -187,7 +209,7 @@ def _by_id(
     records: dict[str, _Value] = {}
     for place, row in rows:
         identifier = row.get("_id", row.get("id"))
-        if not isinstance(identifier, str | int) or identifier == "":
+        if not isinstance(identifier, str | int) or isinstance(identifier, bool) or identifier == "":
             raise InputError(f"{place}: there is no _id")
         if str(identifier) in records:
             raise InputError(f"{place}: the id {str(identifier)!r} comes a second time")
@@ -217,7 +239,7 @@ def _judgements(path: Path) -> Iterator[tuple[str, str, str, str]]:
             )
         if number == 0 and fields[-1].strip().lower() in _GRADE_HEADERS:
             continue
-        yield place, fields[0].strip(), fields[-2].strip(), fields[-1].strip()
+        yield place, fields[0], fields[-2], fields[-1].strip()
 
 
 def _grades(
@@ -227,6 +249,8 @@ def _grades(
     qrels: dict[str, dict[str, int]] = {}
     for place, qid, doc, written in judgements:
         try:
+            if isinstance(written, str) and not _NUMBER.fullmatch(written):
+                raise ValueError
             grade = float(written)
         except (TypeError, ValueError):
             raise InputError(f"{place}: the grade {written!r} is not a number") from None

@@ -61,6 +61,8 @@ class BoundTask(ABC):
     """Which parts run as prefill and as decode: `prompt`, `context`, `window`."""
     data: list[DataFact]
     workload: Workload
+    notes: tuple[str, ...] = ()
+    """What is odd about the data, for whoever runs the task."""
     times: ClassVar[bool] = False
     """Whether the task times a system: then a method must really skip work."""
 

@@ -8,13 +8,16 @@ from typing import Any
 
 from sparsebench.data.sources import Resolved, resolve
 from sparsebench.errors import InputError
+from sparsebench.identity import digest
 from sparsebench.retrieval.collection import Collection
-from sparsebench.retrieval.evaluate import EVALUATOR, evaluate
+from sparsebench.retrieval.evaluate import EVALUATOR, evaluate, parse_metric
 from sparsebench.tasks.base import BoundTask, DefinedTask, TaskResult, Workload
 from sparsebench.tasks.definition import TaskDefinition
 from sparsebench.tasks.prompts import even_choice
 
 DEPTH = 1000
+"""Documents that are ranked for each query at least, and all that a metric without a cut-off looks at, as in
+trec_eval's runs."""
 SHOWN = 10
 """Documents of each ranking that are stored."""
 
@@ -44,8 +47,12 @@ class BoundRetrievalTask(BoundTask):
         self.metrics = list(definition.metrics)
         self.family = definition.family
         self.title = definition.title
+        self.notes = collection.notes
         self.data = [definition.fact(resolved.source, resolved.sha256)]
-        self.spec = definition.spec(collection.content_hash, limit)
+        self.depth = _depth(collection, [metric.column for metric in self.metrics])
+        # Rankings that go deeper give other numbers than those that were cut at DEPTH, so they are another question.
+        asked = collection.content_hash
+        self.spec = definition.spec(asked if self.depth <= DEPTH else digest([asked, self.depth]), limit)
         characters = sum(map(len, collection.documents())) + sum(map(len, collection.queries))
         self.workload = Workload(len(collection.query_ids), characters // 4)
 
@@ -53,8 +60,8 @@ class BoundRetrievalTask(BoundTask):
         """Retrieve and score each query."""
         import pandas as pd
 
-        found = system.retrieve(self.collection, min(DEPTH, len(self.collection.doc_ids)))
-        scored = evaluate(self.collection, found.run, [metric.column for metric in self.metrics])
+        found = system.retrieve(self.collection, self.depth)
+        scored = evaluate(self.collection, found.run, [metric.column for metric in self.metrics], depth=DEPTH)
         rankings = found.run.cut(SHOWN)
         answered = set(found.run.query_ids)
         frame = pd.DataFrame(
@@ -72,6 +79,17 @@ class BoundRetrievalTask(BoundTask):
         )
         facts = {**found.facts, "evaluator": EVALUATOR, "counted": dict(found.counted)}
         return TaskResult(frame, facts)
+
+
+def _depth(collection: Collection, metrics: list[str]) -> int:
+    """Documents to rank for each query: as many as the deepest cut-off needs.
+
+    Raises:
+        InputError: There is no such metric.
+    """
+    deepest = max(cut or DEPTH for _, cut in map(parse_metric, metrics))
+    # One more, since a query's own document is taken out of its ranking afterwards.
+    return min(max(DEPTH, deepest + collection.drop_identical_ids), len(collection.doc_ids))
 
 
 def _asked(definition: TaskDefinition, resolved: Resolved) -> Collection:

@@ -13,7 +13,7 @@ from lm_eval.tasks import TaskManager
 
 from sparsebench.errors import InputError, MissingError, UnknownNameError
 from sparsebench.tasks import registry
-from sparsebench.tasks.lm_eval_tasks import local_config
+from sparsebench.tasks.lm_eval_files import local_config
 
 NAMES = ["Lily", "Tom", "Ben", "Sue", "Max", "Anna"]
 ROWS = [
@@ -128,6 +128,14 @@ def test_the_id_does_not_depend_on_where_the_data_lies(written, story, tmp_path)
     assert (after.data, after.definition == before.definition) == (before.data, False)
 
 
+def test_the_id_follows_the_right_answers(written, story, tmp_path):
+    task = registry.get(f"lm-eval:{written({**CHOICE, 'num_fewshot': 0})}")
+    before = task.bind(story.tokenizer).spec
+    corrected = [{**row, "answer": (row["answer"] + 1) % 3} for row in ROWS]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in corrected))
+    assert task.bind(story.tokenizer).spec.data != before.data
+
+
 def test_files_may_include_others(written):
     written({**CHOICE, "task": "base"}, "base.yaml")
     path = written({"include": "base.yaml", "task": "mine", "num_fewshot": 0})
@@ -150,16 +158,37 @@ def test_files_may_include_others(written):
         ("task: [a, b]\n", "needs `task:`"),
         ("- a\n", "a mapping of keys"),
         ("task: t\nnonsense: 4\n", "does not load"),
+        ("task: t\nmetric_list: [{metric: ./evil}]\n", "task.yaml:2: metric_list.0.metric: unknown lm-eval metric"),
+        ("task: t\nmetric_list:\n- {metric: acc, hf_evaluate: true}\n", "task.yaml:3: metric_list.0.hf_evaluate"),
+        ("task: t\nmetric_list: [{metric: acc, aggregation: ./evil}]\n", "unknown lm-eval aggregation './evil'"),
+        ("task: t\nmetric_list: [{}]\n", "unknown lm-eval metric None"),
+        ("task: t\nfilter_list: [{name: a, filter: [{function: custom}]}]\n", "unknown lm-eval filter 'custom'"),
+        ("task: t\nfewshot_config: {sampler: evil}\n", "unknown lm-eval sampler 'evil'"),
+        ("task: t\nuse_prompt: promptsource:all\n", "prompts of other files"),
+        ("task: t\nprocess_docs: code.docs\n", "`process_docs` would run code"),
+        ("task: t\ncustom_dataset: code.data\n", "`custom_dataset` would run code"),
+        ("task: t\ndataset_path: pandas\n", "'pandas' is no format of data"),
+        ("task: t\ndataset_path: ./evil.py\n", "t"),
+        ("task: t\ndataset_kwargs: {trust_remote_code: true}\n", "dataset_kwargs.trust_remote_code: not allowed"),
+        ("task: t\ndataset_kwargs: {storage_options: {}}\n", "dataset_kwargs.storage_options: not allowed"),
+        ("task: t\ndataset_kwargs: {data_files: {test: ['simplecache::reference://x']}}\n", "is no path and no https"),
+        ("include: metric.yaml\ntask: t\n", "metric.yaml:1: metric_list.0.metric: unknown lm-eval metric"),
         ("task: t\ndataset_path: /no/such/folder\ntest_split: test\n", "t"),
     ],
 )
-def test_files_that_are_refused(tmp_path, text, message):
+def test_files_that_are_refused(tmp_path, monkeypatch, text, message):
     (tmp_path / "code.py").write_text("raise SystemExit('this code was run')")
     (tmp_path / "other.yaml").write_text("doc_to_text: !function code.prompt\n")
+    (tmp_path / "metric.yaml").write_text("metric_list: [{metric: ./evil}]\n")
+    (tmp_path / "evil").mkdir()
+    for place in ("evil.py", "evil/evil.py"):
+        (tmp_path / place).write_text(f"open({str(tmp_path / 'code ran')!r}, 'w')")
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "task.yaml").write_text(text)
     with pytest.raises((InputError, MissingError)) as caught:
         registry.get(f"lm-eval:{tmp_path / 'task.yaml'}").bind(None)
     assert message in str(caught.value)
+    assert not (tmp_path / "code ran").exists()
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from sparsebench.errors import InputError, MissingError, UnknownNameError
 from sparsebench.tasks import registry
 from sparsebench.tasks.definition import TaskDefinition
 from sparsebench.tasks.prompts import even_choice, rendered
-from sparsebench.tasks.scorers import choice, contains_answers, short_answer
+from sparsebench.tasks.scorers import CHOICE, TEXT, choice, contains_answers, short_answer
 
 METRIC = {"name": "accuracy", "column": "correct", "headline": True}
 BASE = {"task": "t", "version": 1, "title": "t", "family": "knowledge", "type": "generate", "scorer": "short-answer"}
@@ -228,6 +228,64 @@ def test_templates_by_hand():
     assert [r["sample"] for r in found] == ["k-1", "k-2"]
     assert (found[0]["prompt"], found[0]["target"], found[0]["cluster"]) == ("Q: <b>&\n", "x", "k")
     assert [r["cluster"] for r in rendered(definition(), [{"prompt": "a", "target": "b"}] * 2)] == ["0", "1"]
+
+
+class Watched(dict):
+    """A row that knows which of its fields were asked for."""
+
+    def __init__(self, row):
+        super().__init__(row)
+        self.asked = set()
+
+    def __getitem__(self, name):
+        self.asked.add(name)
+        return super().__getitem__(name)
+
+    def get(self, name, default=None):
+        self.asked.add(name)
+        return super().get(name, default)
+
+
+@pytest.mark.parametrize("scorer", [*TEXT, *CHOICE])
+def test_every_field_that_a_scorer_reads_is_hashed(task, scorer):
+    row = {
+        **{"id": "1", "prompt": "p", "target": "#### 1", "answers": ["1"], "story": "A b. C d.", "turn": "first"},
+        **{"aliases": ["a"], "choices": ["x", "y"], "gold": 0, "prior": False},
+    }
+    other = {
+        **{"target": "#### 2", "answers": ["2"], "story": "E f.", "turn": "second"},
+        **{"aliases": ["b"], "choices": ["x", "z"], "gold": 1, "prior": True},
+    }
+    watched = Watched(row)
+    if scorer in TEXT:
+        TEXT[scorer](watched, "1 2 3")
+    else:
+        CHOICE[scorer](watched, [0.0, -1.0])
+    column = "correct" if scorer in ("short-answer", "final-number", "choice") else "empty"
+    column = "recall" if scorer in ("contains-answers", "two-turns") else column
+    changes = {
+        "type": "choice" if scorer in CHOICE else "generate",
+        "scorer": scorer,
+        "metrics": [{**METRIC, "column": column}],
+    }
+    before = task([row], **changes).bind(None).spec.data
+    for name in watched.asked:
+        assert task([{**row, name: other[name]}], **changes).bind(None).spec.data != before, name
+
+
+def test_a_story_that_is_the_context_is_hashed_once(task):
+    changes = {
+        "scorer": "summary",
+        "metrics": [{**METRIC, "column": "supported"}],
+        "template": {"context": "{{ text }}"},
+    }
+    rows = [{"id": "1", "prompt": "A b. C", "text": text, "story": story, "target": ""} for text, story in STORIES]
+    hashes = [task([row], **changes).bind(None).spec.data for row in rows]
+    assert len(set(hashes)) == len(hashes)
+
+
+STORIES = [("A b. C", "A b. C"), ("A b. C", "C"), ("C", "C"), ("A b. C", "")]
+"""Contexts and stories."""
 
 
 def test_fewer_rows_are_spread_evenly():

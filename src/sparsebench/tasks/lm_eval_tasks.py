@@ -18,7 +18,7 @@ from sparsebench.identity import digest
 from sparsebench.metrics import Metric
 from sparsebench.records import DataFact, TaskSpec
 from sparsebench.tasks.base import BoundTask, Task, TaskResult, Workload
-from sparsebench.yaml_source import read_yaml
+from sparsebench.tasks.lm_eval_files import local_config
 
 RATIOS = {"word_perplexity": True, "byte_perplexity": True, "bits_per_byte": False}
 """lm-eval's metrics over (log-likelihood, count) pairs, and whether they are exponentials."""
@@ -108,33 +108,6 @@ def _first_line(error: Exception) -> str:
     return lines[0] if lines else type(error).__name__
 
 
-def local_config(path: Path, including: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """The configuration of a local task file with what it includes; it is plain data, so no code is run.
-
-    Raises:
-        InputError: It cannot be read, has a tag such as `!function`, or is no single task.
-    """
-    source = read_yaml(path)
-    if not isinstance(source.data, dict):
-        raise source.error((), "an lm-eval task is a mapping of keys")
-    if "class" in source.data:
-        raise source.error(("class",), "a class would run code", "write the task without it")
-    here = path.resolve()
-    if here in including:
-        raise source.error(("include",), "the file includes itself")
-    own = {key: value for key, value in source.data.items() if key != "include"}
-    included: dict[str, Any] = {}
-    named = source.data.get("include", [])
-    for name in named if isinstance(named, list) else [named]:
-        if not isinstance(name, str):
-            raise source.error(("include",), "a file's name, or a list of them")
-        included |= local_config(path.parent / name, (*including, here))
-    config = {**included, **own}
-    if not including and not isinstance(config.get("task"), str):
-        raise source.error((), "an lm-eval task file needs `task:`, a name")
-    return config
-
-
 class BoundLmEvalTask(BoundTask):
     """An lm-eval task with its requests built once for all systems."""
 
@@ -165,6 +138,8 @@ class BoundLmEvalTask(BoundTask):
             )
         documents = {i.doc_id: i.doc for i in self.instances}
         requests = [[i.request_type, *_plain(i.args)] for i in self.instances]
+        if self.local:  # no request holds the right answers: metrics and filters read them in the documents
+            requests.append([_plain(document) for document in documents.values()])
         hashed = content_hash([json.dumps(r, ensure_ascii=False) for r in requests])
         config = {k: v for k, v in task.config.to_dict().items() if k not in ELSEWHERE}
         defined = digest(json.loads(json.dumps(config, default=_name_of, sort_keys=True)))[:16]

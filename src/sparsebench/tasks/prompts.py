@@ -12,7 +12,7 @@ from sparsebench.errors import InputError, UnknownNameError
 from sparsebench.tasks.base import BoundTask, DefinedTask, TaskResult, Workload
 from sparsebench.tasks.builders import build_rows
 from sparsebench.tasks.definition import TaskDefinition
-from sparsebench.tasks.scorers import CHOICE, TEXT, choice_scorer, columns_of, text_scorer
+from sparsebench.tasks.scorers import CHOICE, READ, READ_BEYOND, TEXT, choice_scorer, columns_of, text_scorer
 
 
 def even_choice(rows: list[Any], limit: int | None) -> list[Any]:
@@ -104,7 +104,7 @@ class BoundPromptTask(BoundTask):
         self.family = definition.family
         self.title = definition.title
         self.protocol = "context" if definition.template.context else "prompt"
-        hashed = content_hash([_evaluated(row) for row in self.rows])
+        hashed = content_hash([_evaluated(row, definition.scorer, made=not definition.data) for row in self.rows])
         self.data = [definition.fact(built.source, built.sha256)]
         self.spec = definition.spec(hashed, limit)
         characters = _distinct_characters([str(row["prompt"]) for row in self.rows])
@@ -196,7 +196,13 @@ class BoundPromptTask(BoundTask):
         return TaskResult(frame)
 
 
-def _evaluated(row: dict[str, Any]) -> dict[str, Any]:
-    """What of a row changes results."""
-    names = ("sample", "cluster", "prompt", "context", "target", "aliases", "answers", "choices", "gold", "prior")
+def _evaluated(row: dict[str, Any], scorer: str, made: bool) -> dict[str, Any]:
+    """What of a row changes results.
+
+    Fields that one scorer alone reads are left out where they follow from the rest: in rows that were made from the
+    task's definition and nothing else, and where they are the context once more.
+    """
+    names = {"sample", "cluster", "prompt", "context"} | READ
+    beyond = () if made else READ_BEYOND.get(scorer, ())
+    names |= {name for name in beyond if row.get(name) != row["context"]}
     return {name: row[name] for name in names if name in row}

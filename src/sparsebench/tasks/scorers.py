@@ -95,6 +95,10 @@ TEXT: dict[str, Callable[[Row, str], dict[str, float]]] = {
     "free-text": free_text,
 }
 CHOICE: dict[str, Callable[[Row, list[float]], dict[str, float]]] = {"choice": choice}
+READ = frozenset({"target", "aliases", "answers", "choices", "gold", "prior"})
+"""Fields of a row that any scorer may read."""
+READ_BEYOND: dict[str, tuple[str, ...]] = {"two-turns": ("turn",), "summary": ("story",)}
+"""Further fields that a scorer reads."""
 
 
 def columns_of(scorer: str, row: Row) -> set[str]:

@@ -18,12 +18,13 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from sparsebench.adapters.card import MethodCard, Mode
 from sparsebench.budget import Budget
-from sparsebench.errors import InputError, UnknownNameError
+from sparsebench.errors import InputError, NotRestoredError, UnknownNameError
 
 if TYPE_CHECKING:
     from sparsebench.adapters.calibration import Calibration
     from sparsebench.cost import PhaseCosts, Request
     from sparsebench.systems.base import System
+    from sparsebench.systems.imprint import Imprint
 
 
 @dataclass
@@ -230,19 +231,26 @@ def attached(
     stack: Sequence[Sparsity],
     calibration: Calibration | None = None,
     cache: dict[str, Prepared] | None = None,
+    imprint: Imprint | None = None,
 ) -> Iterator[tuple[System, list[Prepared]]]:
     """Prepare and attach a stack in order: member k is prepared with the members before it attached.
+
+    After it, all that the system is made of is compared with what it was before.
 
     Args:
         system: The dense system.
         stack: Members in order; an empty stack is dense.
         calibration: The text that calibrated methods read.
         cache: Prepared states to reuse, keyed by text, member and what stands before it; filled as a side effect.
+        imprint: Of the dense system, where it is known; else it is taken.
+
+    Raises:
+        NotRestoredError: A method did not give the system back as it was.
     """
     import json
 
     dense = system
-    with ExitStack() as contexts:
+    with giving_back(system, stack, imprint), ExitStack() as contexts:
         states: list[Prepared] = []
         before: list[Any] = []
         text = calibration.hash if calibration is not None else None
@@ -288,6 +296,47 @@ def attached(
             yield system, states
         finally:
             dense.lifting = outer
+
+
+@contextmanager
+def giving_back(system: System, stack: Sequence[Sparsity], imprint: Imprint | None = None) -> Iterator[None]:
+    """Whatever a stack does to the system within the context has to be undone after it, also where it failed.
+
+    Raises:
+        NotRestoredError: It is not; the message names the methods and what first differs.
+    """
+    if not stack:
+        yield
+        return
+    before = imprint or system.imprint()
+    try:
+        yield
+    except Exception as error:
+        check_given_back(system, stack, before, error)
+        raise
+    check_given_back(system, stack, before)
+
+
+def check_given_back(
+    system: System, stack: Sequence[Sparsity], before: Imprint | None, cause: Exception | None = None
+) -> None:
+    """Compare a system with what it was before a stack was attached.
+
+    Raises:
+        NotRestoredError: It is another one.
+    """
+    from sparsebench.systems.imprint import shown
+
+    now = system.imprint() if before is not None else None
+    if before is None or now is None or not (found := before.differences(now)):
+        return
+    names = " and ".join(member.adapter.card.id for member in stack)
+    failed = f", after it had failed with {type(cause).__name__}: {cause}" if cause is not None else ""
+    raise NotRestoredError(
+        f"{names} did not give the model back as it was: {shown(found)}{failed}",
+        "what `attach` or a hook changes it must put back when its context ends; `systems.weights.restoring` does that "
+        "for the weights of layers, and nothing that a hook is handed may be written to",
+    ) from cause
 
 
 def refuse_lifting() -> AbstractContextManager[None]:

@@ -56,7 +56,7 @@ class Layer:
 
     Attributes:
         name: Its name in the model.
-        weight: float32 [out, in]; not to be written to.
+        weight: float32 [out, in], a copy.
         statistics: Of what it was fed in calibration; None where the method reads none.
     """
 
@@ -213,15 +213,18 @@ class PruningAdapter(Adapter):
         return own.masked_fill(_groups.unpack(result).to(own.device), 0)
 
     def layer(self, site: LinearSite, statistics: Statistics | None) -> Layer:
-        """A layer as `score`, `mask` and `update` see it.
+        """A layer as `score`, `mask` and `update` see it: what they write to is a copy.
 
         Raises:
             InputError: Its weights are no floating-point numbers.
         """
+        import torch
+
         weight = site.weight.detach()
         if not weight.is_floating_point():
             raise InputError(f"{site.name} has weights of {weight.dtype}: quantised layers cannot be pruned")
-        return Layer(site.name, weight.float(), statistics[site.name] if statistics is not None else None)
+        copy = weight.to(torch.float32, copy=True)
+        return Layer(site.name, copy, statistics[site.name] if statistics is not None else None)
 
     def allotments(self, sites: list[LinearSite], budget: Budget, state: PruningState) -> dict[str, Allotment]:
         """What each layer has to give, by name."""

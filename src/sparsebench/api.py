@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sparsebench.adapters.base import Sparsity, check_together
-from sparsebench.errors import CellsFailedError, InputError
+from sparsebench.errors import CellsFailedError, InputError, NotRestoredError
 from sparsebench.planned_cell import PlannedCell, cell_of_stack
 from sparsebench.records import SystemSpec
 from sparsebench.store import Store
@@ -70,7 +70,8 @@ def evaluate(
 ) -> pd.DataFrame:
     """Evaluate a model that is in memory, as it is and under sparse methods; the tidy table.
 
-    The model's own weights, attention and training mode are back when this returns, bit for bit.
+    The model's own weights, attention and training mode are back when this returns, bit for bit; a method that does
+    not see to it has failed. Where a method is not one of SparseBench's own, the weights are copied beforehand.
 
     Args:
         model: A transformers causal LM; its dtype and device are kept.
@@ -86,6 +87,7 @@ def evaluate(
     Raises:
         InputError: No task, or one that does not run on a language model; a method without the budget that it needs;
             a tokenizer without an end-of-text token.
+        NotRestoredError: A method has changed the model for good.
     """
     from sparsebench.reports.collect import collect
     from sparsebench.systems.causal_lm import CausalLM
@@ -127,12 +129,14 @@ def _evaluate(
     from sparsebench.calibration_texts import calibration_for
     from sparsebench.runner import Session, run_cells
     from sparsebench.suite import CalibrationEntry
+    from sparsebench.systems.imprint import copies_of
     from sparsebench.tasks import registry
 
     session = Session(device=str(system.device))
     dtype = str(system.dtype).removeprefix("torch.")
     spec = SystemSpec(kind="causal-lm", ref=system.ref, fingerprint=system.fingerprint, dtype=dtype)
-    session.adopt(system, spec, len(system.devices))
+    foreign = any(not type(m.adapter).__module__.startswith("sparsebench.") for stack in stacks for m in stack)
+    session.adopt(system, spec, len(system.devices), copies_of(system.model) if foreign else None)
     entry = CalibrationEntry(data=calibration).model_dump()
     calibrated: dict[str, Any] | None = None
     cells: list[PlannedCell] = []
@@ -154,6 +158,8 @@ def _evaluate(
             cells.append(cell)
     store.write_suite({"suite": {"suite": "evaluate", "version": 1}, "lock": {}})
     run_cells([c for c in cells if not store.finished(c.id)], store, session)
+    if session.broken:
+        raise NotRestoredError(session.broken, "the model in memory is no longer what it was: load it anew")
 
 
 def read_lm_eval(path: str | PathLike[str]) -> dict[str, pd.DataFrame]:

@@ -67,6 +67,12 @@ class IntegrityError(InputError):
     """Bytes that are not what they should be: a wrong sha256, a file cut short, an edited record."""
 
 
+class NotRestoredError(SparseBenchError):
+    """A method did not give the system back as it was; what it measured, and what is in memory now, is of no use."""
+
+    exit_code = 3
+
+
 class StorageError(InputError):
     """Results cannot be written: a full disk, a folder without permission. The run ends; what is stored stays."""
 

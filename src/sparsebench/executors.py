@@ -246,6 +246,9 @@ def pool(
                     running.append(worker)
                 left = {cell.id: cell for cell in group.cells}
                 for done in worker.run(group.cells):
+                    if done.withdrawn:
+                        said(done)
+                        continue
                     cell = left.pop(done.id)
                     if done.status == "ok" and done.seconds:  # none where another run had stored it
                         with lock:

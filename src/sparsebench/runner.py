@@ -10,7 +10,7 @@ import re
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from itertools import groupby
 from pathlib import Path
@@ -19,16 +19,19 @@ from typing import TYPE_CHECKING, Any
 from sparsebench import adapters, environment
 from sparsebench.adapters.base import Prepared, Sparsity, attached
 from sparsebench.budget import Budget
-from sparsebench.errors import IntegrityError, SparseBenchError, StorageError
+from sparsebench.errors import IntegrityError, NotRestoredError, SparseBenchError, StorageError
 from sparsebench.records import CellRecord, CellSpec, Environment, MetricValue, Outcome, SystemSpec
 from sparsebench.redaction import redacted_text
 from sparsebench.store import Store
 from sparsebench.systems import memory
 
 if TYPE_CHECKING:
+    import torch
+
     from sparsebench.adapters.calibration import Calibration
     from sparsebench.planned_cell import PlannedCell
     from sparsebench.systems.base import System
+    from sparsebench.systems.imprint import Imprint
     from sparsebench.tasks.base import BoundTask, TaskResult
 
 
@@ -51,6 +54,8 @@ class CellDone:
     error: str | None = None
     prepare_seconds: float = 0.0
     """What preparing its methods has taken, for this cell or one before it."""
+    withdrawn: bool = False
+    """Whether it was said to be done before, and is taken back: its method did not give the system back as it was."""
 
 
 OnDone = Callable[[CellDone], None]
@@ -67,6 +72,9 @@ class Session:
         tasks: Tasks already bound, by (task as it was asked for, limit, system reference).
         prepared: States of the methods at hand, for all of their budgets.
         methods: Whose states those are.
+        imprint: What the system was when it came, once a method is to be attached.
+        copies: Weights of a system that was in memory already, to be put back where a method leaves others.
+        broken: Why such a system can no longer be used; empty where it can.
     """
 
     device: str = "cpu"
@@ -78,9 +86,19 @@ class Session:
     prepared: dict[str, Prepared] = field(default_factory=dict)
     methods: str = ""
     calibrations: dict[str, Calibration] = field(default_factory=dict)
+    imprint: Imprint | None = None
+    adopted: bool = False
+    copies: dict[str, torch.Tensor] | None = None
+    broken: str = ""
 
     def load(self, cell: PlannedCell) -> System:
-        """The cell's system; the one before it goes first."""
+        """The cell's system; the one before it goes first.
+
+        Raises:
+            NotRestoredError: It was in memory already, and a method has changed it for good.
+        """
+        if self.broken:
+            raise NotRestoredError(f"the model in memory is no longer what it was: {self.broken}", "load it anew")
         wanted = cell.spec.system
         key = (wanted.kind, wanted.ref, wanted.dtype, cell.devices)
         if self.key != key or self.system is None:
@@ -98,9 +116,32 @@ class Session:
             lm.base_precision = cell.base_precision or lm.base_precision
         return self.system
 
-    def adopt(self, system: System, spec: SystemSpec, devices: int = 1) -> None:
-        """Take a system that is in memory already, on so many devices."""
+    def adopt(
+        self, system: System, spec: SystemSpec, devices: int = 1, copies: dict[str, torch.Tensor] | None = None
+    ) -> None:
+        """Take a system that is in memory already, on so many devices, with copies of its weights if there are some."""
         self.system, self.key = system, (spec.kind, spec.ref, spec.dtype, devices)
+        self.adopted, self.copies = True, copies
+
+    def known(self) -> Imprint | None:
+        """The imprint of the system at hand, which nothing is attached to; taken once."""
+        if self.imprint is None and self.system is not None:
+            self.imprint = self.system.imprint()
+        return self.imprint
+
+    def discard(self, error: NotRestoredError) -> None:
+        """Go on without what a method has left behind: the system is loaded anew, or its weights are put back."""
+        if not self.adopted or self.system is None or self.imprint is None:
+            self.unload()
+            return
+        from sparsebench.systems.imprint import put_back
+
+        lm: Any = self.system
+        put_back(lm.model, self.copies or {})
+        self.prepared.clear()
+        lm.memory.clear()
+        if self.imprint.differences(lm.imprint()):
+            self.broken = error.message
 
     def prepared_for(self, cell: PlannedCell) -> dict[str, Prepared]:
         """States that cells with the same methods left; those of other methods are dropped, since they may be large."""
@@ -112,7 +153,7 @@ class Session:
 
     def unload(self) -> None:
         """Drop the system and all that depends on it."""
-        self.system, self.key = None, None
+        self.system, self.key, self.imprint = None, None, None
         self.prepared.clear()
         self.calibrations.clear()
         gc.collect()
@@ -234,7 +275,7 @@ def done_already(cell: PlannedCell) -> CellDone:
 def _run_leased(
     group: list[PlannedCell], store: Store, session: Session, on_done: OnDone, stopped: Callable[[], bool]
 ) -> None:
-    finished: set[str] = set()
+    finished: dict[str, CellDone] = {}
     first = group[0]
     try:
         system = session.load(first)
@@ -244,18 +285,27 @@ def _run_leased(
         if not group:
             return
         before = _weights(system)
-        with attached(system, stack, calibration, session.prepared_for(first)) as (sparse, prepared):
+        known = session.known() if stack else None
+        with attached(system, stack, calibration, session.prepared_for(first), known) as (sparse, prepared):
             after = _weights(sparse) if stack else before
             for cell in group:
                 if stopped():
                     return
                 done = _run_cell(cell, sparse, stack, prepared, (before, after), store, session)
-                finished.add(cell.id)
+                finished[cell.id] = done
                 on_done(done)
     except StorageError:
         raise
+    except NotRestoredError as error:
+        session.discard(error)
+        for cell in group:
+            if cell.id not in finished:
+                on_done(store_failure(cell, error, store, session))
+            elif finished[cell.id].status == "ok":
+                store.withdraw(cell.id)
+                on_done(replace(store_failure(cell, error, store, session), withdrawn=True))
     except Exception as error:
-        if len(finished) == len(group):
+        if len(finished) == len(group) and not session.adopted:
             # Detaching failed: what is in memory may not be the model that it was.
             session.unload()
         for cell in group:

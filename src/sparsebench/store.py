@@ -6,7 +6,8 @@
     RESULTS/cells/<id>/env.json        where and with what
     RESULTS/cells/<id>/samples.parquet one row a sample
 
-A run that is killed loses at most the cell in flight; a finished cell is never computed twice, and never replaced.
+A run that is killed loses at most the cell in flight; a finished cell is never computed twice, and never replaced. Only
+the run that computed it takes it back, where its method did not give the model back as it was.
 """
 
 from __future__ import annotations
@@ -273,6 +274,19 @@ class Store:
         if record.outcome.status == "ok":
             journal.note(self.cells_folder, [identity])
         return StoredCell(identity, spec, record, environment, place)
+
+    def withdraw(self, identity: str) -> None:
+        """Take a cell back that its own run has found to be wrong; it can then be stored as failed.
+
+        Raises:
+            StorageError: The folder cannot be written to.
+        """
+        try:
+            aside = Path(tempfile.mkdtemp(prefix=f".{identity}-", dir=self.cells_folder))
+            (self.cells_folder / identity).replace(aside / identity)
+        except OSError as error:
+            raise self._unwritable(error) from error
+        shutil.rmtree(aside, ignore_errors=True)
 
     def write_suite(self, data: dict[str, Any]) -> None:
         """Store the suite and its lock of hashes.

@@ -251,8 +251,8 @@ class _Tally:
             self._bar.stop()
 
     def on_done(self, done: CellDone) -> None:
-        """A cell is finished."""
-        self.done += 1
+        """A cell is finished, or one that was said to be is taken back."""
+        self.done += not done.withdrawn
         self.ids.add(done.id)
         self.failed += done.status != "ok"
         if self._bar is None:
@@ -260,6 +260,8 @@ class _Tally:
         if done.error:
             said = f"failed {done.label} on {done.task}: {done.error.splitlines()[0]}"
             self._bar.console.print(said, style="red", markup=False)
+        if done.withdrawn:
+            return
         task = self._bar.tasks[0]
         completed = task.completed + self.work.get(done.id, 1.0)
         elapsed = task.elapsed or 0.0

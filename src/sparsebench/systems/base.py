@@ -5,7 +5,10 @@ from __future__ import annotations
 from abc import ABC
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sparsebench.systems.imprint import Imprint
 
 
 class System(ABC):
@@ -34,6 +37,10 @@ class System(ABC):
     def see_dense(self) -> None:
         """Find out what has to be found out before a method is attached."""
         return
+
+    def imprint(self) -> Imprint | None:
+        """What the system is now, for telling whether a method gave it back as it was; None: nothing is loaded."""
+        return None
 
     def describe(self) -> dict[str, Any]:
         """Facts for the record, as plain data."""

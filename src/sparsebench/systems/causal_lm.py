@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from sparsebench.engine.attention import AttentionPolicy
     from sparsebench.engine.correction import Correction
     from sparsebench.engine.trie import Node
+    from sparsebench.systems.imprint import Imprint
     from sparsebench.systems.weights import Stored
 
 
@@ -29,6 +30,19 @@ BATCH_TOKENS = {"cpu": 2048, "cuda": 16384}
 """Tokens of one forward pass, by type of device: enough to fill it, few enough for its memory."""
 MAX_LANES = {"cpu": 128, "cuda": 1024}
 """Sequences generated at a time, by type of device."""
+
+
+ACTING = (
+    "policy",
+    "flow",
+    "correction",
+    "prefix_invariant",
+    "decode_from_context_end",
+    "whole_prompt",
+    "prefill_state",
+    "unreduced",
+)
+"""Attributes of a `CausalLM` that a method sets for as long as it is attached."""
 
 
 @dataclass(frozen=True)
@@ -218,6 +232,13 @@ class CausalLM(System):
     def see_dense(self) -> None:
         """See `System.see_dense`: a model that a method has broken rounds too badly to try rows of it."""
         _ = self.obstacle
+
+    def imprint(self) -> Imprint:
+        """See `System.imprint`: all weights, modules and hooks, the configuration, and what acts in the engine."""
+        from sparsebench.systems.imprint import Imprint
+
+        acting = {f"the system's {name}": getattr(self, name) for name in ACTING}
+        return Imprint.of(self.model, {**acting, "the system's stored weights": dict(self.stored)})
 
     def refuse_attention(self) -> None:
         """Refuse a model whose attention cannot be replaced.

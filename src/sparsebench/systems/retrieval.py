@@ -14,6 +14,7 @@ from sparsebench.systems.base import System
 if TYPE_CHECKING:
     from sparsebench.retrieval.collection import Collection
     from sparsebench.retrieval.run import Run
+    from sparsebench.systems.imprint import Imprint
 
 
 class EncoderSystem(System):
@@ -64,6 +65,17 @@ class EncoderSystem(System):
             if self.kind == "sparse-encoder":
                 return SpladeEncoder(self.folder, dtype=self.dtype, device=self.device)  # type: ignore[arg-type]
             return DenseEncoder(self.folder, dtype=self.dtype, device=self.device)  # type: ignore[arg-type]
+
+    def imprint(self) -> Imprint | None:
+        """See `System.imprint`: of the encoder, once it is loaded."""
+        if "encoder" not in vars(self):
+            return None
+        import torch
+
+        from sparsebench.systems.imprint import Imprint
+
+        models = [part for part in vars(self.encoder).values() if isinstance(part, torch.nn.Module)]
+        return Imprint.of(torch.nn.ModuleList(models))
 
     def remember(self, key: Any, make: Callable[[], Any]) -> Any:
         """What `make` gave the first time for this key."""

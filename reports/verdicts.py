@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from sparsebench.records import Outcome
 from sparsebench.reports.comparisons import Judged, Judgement, compare_cells
 from sparsebench.reports.processes import uncollected
+from sparsebench.reports.realised_budget import not_met
 from sparsebench.reports.sequences import Levels, sequences
 from sparsebench.reports.sources import Source
 from sparsebench.stats import Comparison, benjamini_hochberg, holm, holm_of_sequences
@@ -54,6 +55,10 @@ def judge(sources: Sequence[Source], *, changes: int = 0) -> list[Judged]:
                 families[gate, item.grid].append((item, judgement))
     for (gate, _), members in families.items():
         correct([judgement for _, judgement in members], gate=gate, levels=sequences(members) if gate else None)
+    for item in judged:
+        if remark := not_met(item.cell.spec, item.cell.record):
+            for judgement in item.judgements:
+                judgement.reason = "; ".join(part for part in (judgement.reason, remark) if part)
     return judged
 
 

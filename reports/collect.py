@@ -65,7 +65,7 @@ COLUMNS: dict[str, tuple[str, str]] = {
     "baseline": (TEXT, "Id of the cell that it is compared with; empty for a baseline."),
     "headline": (FLAG, "Whether verdicts of the task rest on this metric."),
     "higher_is_better": (FLAG, "Which direction is a gain."),
-    "reason": (TEXT, "Why that verdict; what went wrong with a failed cell."),
+    "reason": (TEXT, "Why that verdict; what went wrong with a failed cell; that a budget was not met."),
     "p": (NUMBER, "Two-sided p value of no change, before correction."),
     "p_adjusted": (NUMBER, "The same after the correction that `family_of_tests` names."),
     "p_noninferior": (NUMBER, "One-sided p value of a loss of the margin or more; empty where none could be shown."),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,7 @@ from sparsebench.reports import notation
 from sparsebench.reports.collect import COLUMNS as MEANINGS
 from sparsebench.reports.collect import TEXT, WHOLE
 from sparsebench.reports.notation import VERDICTS, printable
+from sparsebench.reports.realised_budget import NOT_MET
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -133,8 +134,16 @@ def terminal(table: pd.DataFrame, width: int = 100) -> RenderableType:
     for title, rows in groups(table):
         parts += [Text(title, style="bold"), _grid(rows, width)]
         parts += [Text(f"  ✕ {_method(r)}: {printable(r['reason'], 200)}") for r in rows if r["status"] == "failed"]
+        parts += [Text(f"  ! {line}") for line in _not_met(rows)]
         parts.append(Text(""))
     return Group(*parts, Text(summary(table)))
+
+
+def _not_met(rows: Iterable[dict[str, Any]]) -> list[str]:
+    """For each row that was far less sparse than asked, that it was."""
+    found = (r for r in rows if NOT_MET in str(r["reason"]) and r["status"] != "failed")
+    lines = (f"{_method(r)} {r['budget']}: {NOT_MET}{str(r['reason']).partition(NOT_MET)[2]}" for r in found)
+    return [printable(line, 200) for line in dict.fromkeys(lines)]
 
 
 def print_terminal(table: pd.DataFrame, console: Console | None = None) -> None:
@@ -222,6 +231,7 @@ def markdown(table: pd.DataFrame) -> str:
                 f"- {escape_markdown(_method(r))} failed: {escape_markdown(printable(r['reason'], 200))}"
                 for r in failed
             ),
+            *(f"- {escape_markdown(line)}" for line in _not_met(rows)),
         ]
         lines.append("")
     return "\n".join([*lines, summary(table), ""])

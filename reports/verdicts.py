@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from sparsebench.records import Outcome
 from sparsebench.reports.comparisons import Judged, Judgement, compare_cells
 from sparsebench.reports.processes import uncollected
+from sparsebench.reports.realised_budget import not_met
 from sparsebench.reports.sequences import Levels, sequences
 from sparsebench.reports.sources import Source
 from sparsebench.stats import Comparison, benjamini_hochberg, holm, holm_of_sequences
@@ -55,9 +56,9 @@ def judge(sources: Sequence[Source], *, changes: int = 0) -> list[Judged]:
     for (gate, _), members in families.items():
         correct([judgement for _, judgement in members], gate=gate, levels=sequences(members) if gate else None)
     for item in judged:
-        if told := _other_dtype(item):
-            for judgement in item.judgements:
-                judgement.reason = "; ".join(part for part in (judgement.reason, told) if part)
+        remarks = [_other_dtype(item), not_met(item.cell.spec, item.cell.record), _shortened(item.cell.record.outcome)]
+        for judgement in item.judgements:
+            judgement.reason = "; ".join(part for part in (judgement.reason, *remarks) if part)
     return judged
 
 
@@ -69,6 +70,12 @@ def _other_dtype(item: Judged) -> str:
     if ours.fingerprint != theirs.fingerprint or ours.dtype == theirs.dtype:
         return ""
     return f"its baseline ran in {theirs.dtype}, it in {ours.dtype}: the change holds that of the dtype"
+
+
+def _shortened(outcome: Outcome) -> str:
+    """What is said of a row of texts that are longer than its model reads."""
+    cut = int(outcome.facts.get("truncated", 0))
+    return f"{cut:,} texts are longer than the model reads, and were cut from the left" if cut else ""
 
 
 def noise_of(judged: Sequence[Judged]) -> dict[tuple[str | None, str], float]:

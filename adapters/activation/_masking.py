@@ -76,6 +76,8 @@ class Masking:
         self._last: tuple[torch.Tensor, torch.Tensor, dict[str, Counted]] | None = None
         self._listed: tuple[torch.Tensor, torch.Tensor, Any] | None = None
         self._skipping: Skipping | None = None
+        self._looked_at: set[str] = set()
+        """Sites of which a GPU's scores were looked at."""
 
     def set_level(self, name: str, level: float) -> None:
         """Give a site another sparsity."""
@@ -186,6 +188,9 @@ class Masking:
             count = tokens.positions.numel()
             raise InputError(f"{site.name} reads {len(flat)} rows for {count} tokens: it is no place for this method")
         state, threshold = self.states[site.name], self.thresholds[site.name]
+        if flat.is_cuda and site.name not in self._looked_at and not torch.cuda.is_current_stream_capturing():
+            self._looked_at.add(site.name)  # once for each: to look at each pass would be to wait for it
+            self.adapter.checked_score(flat, state, tokens.positions, wait=True)
         gone = self.adapter.drop(flat, state, tokens.positions, self.levels[site.name], threshold)
         return gone if tokens.everyone else gone & tokens.chosen[:, None]
 

@@ -184,7 +184,7 @@ class PromptMasking(Masking):
         if not rows or self.levels[site.name] == 0:
             return
         places = torch.cat([row.prompt for row in rows])
-        scores = self.adapter.score(flat[places], self.states[site.name], tokens.positions[places])
+        scores = self.adapter.checked_score(flat[places], self.states[site.name], tokens.positions[places])
         for row, own in zip(rows, torch.split(scores, [len(row.prompt) for row in rows]), strict=True):
             memory = row.memories[-1]
             memory[self, site.name] = memory.get((self, site.name), 0) + own.sum(dim=0)

@@ -153,10 +153,31 @@ class ActivationAdapter(ExecutableAdapter):
         """Which channels of these tokens become zero, bool [tokens, channels]."""
         from sparsebench.adapters.selection import at_most, smallest
 
-        score = self.score(x, state, positions)
+        score = self.checked_score(x, state, positions)
         if self.rule == "threshold":
             return at_most(score, threshold)
         return smallest(score.float(), dropped(sparsity, x.shape[1]))
+
+    def checked_score(self, x: torch.Tensor, state: Any, positions: torch.Tensor, wait: bool = False) -> torch.Tensor:
+        """`score`, or an error.
+
+        Args:
+            x: See `score`.
+            state: See `score`.
+            positions: See `score`.
+            wait: Whether a GPU is waited for, to look at its numbers; those of a processor always are.
+
+        Raises:
+            InputError: There is not one for each channel of each token, or one is not a number.
+        """
+        score = self.score(x, state, positions)
+        if score.shape != x.shape:
+            raise InputError(
+                f"{self.card.id}: `score` gives {list(score.shape)}, not [tokens, channels] = {list(x.shape)}"
+            )
+        if (wait or score.device.type == "cpu") and bool(score.sum().isnan()):  # one pass; any NaN makes the sum one
+            raise InputError(f"{self.card.id}: `score` gives what is not a number (NaN)")
+        return score
 
     def columns(self, system: CausalLM) -> dict[str, Any]:
         """The weights that are read by columns where the method is executed, stored so, by name of the layer."""
@@ -246,7 +267,8 @@ class ActivationAdapter(ExecutableAdapter):
             last[:] = [(x, site.name)]
             flat = x.reshape(-1, x.shape[-1])[::stride]
             positions = torch.zeros(len(flat), dtype=torch.long, device=flat.device)
-            found.setdefault(site.name, Distribution()).add(self.score(flat, states[site.name], positions))
+            score = self.checked_score(flat, states[site.name], positions, wait=True)
+            found.setdefault(site.name, Distribution()).add(score)
 
         with hooked(sites, see):
             read(system, calibration)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from sparsebench.adapters.attention.base import AttentionAdapter, Selector
 from sparsebench.cost import Cost, ModelShape, PhaseCosts, Request, dense_cost
+from sparsebench.errors import InputError
 
 if TYPE_CHECKING:
     import torch
@@ -38,6 +39,10 @@ class PromptAdapter(AttentionAdapter):
     def scoring(self, shape: ModelShape, length: int, window: int | None) -> tuple[float, float]:
         """FLOPs of looking at a prompt in one layer, and bytes read for it."""
         return 0.0, 0.0
+
+    def prefix_invariant(self) -> bool:
+        """Never, whatever the card says: what is remembered of a prompt depends on all of it."""
+        return False
 
     def sees_whole_prompt(self) -> bool:
         """See `AttentionAdapter.sees_whole_prompt`."""
@@ -64,9 +69,28 @@ class CacheAdapter(PromptAdapter):
         """What each key of a prompt is worth, float32 [kv_heads, keys]; infinite where it must stay.
 
         Args:
-            prompt: One row, the whole of what ran in prefill, without padding: query i is at position i.
+            prompt: One row, the whole of what ran in prefill, without padding: query i is at position i. Its tensors
+                have the axis of rows all the same: `prompt.key[0]` is [kv_heads, keys, head_dim].
             prepared: What `prepare` left.
         """
+
+    def checked_score(self, prompt: AttentionView, prepared: Prepared) -> torch.Tensor:
+        """`score`, or an error.
+
+        Raises:
+            InputError: There is not one for each key of each key head, or one is not a number.
+        """
+        score = self.score(prompt, prepared)
+        wanted = prompt.key.shape[1:3]
+        if score.shape != wanted:
+            raise InputError(
+                f"{self.card.id}: `score` gives {list(score.shape)} in layer {prompt.layer}, "
+                f"not [kv_heads, keys] = {list(wanted)}",
+                "a prompt is one row: of its tensors take the first, as in `prompt.key[0]`",
+            )
+        if bool(score.isnan().any()):
+            raise InputError(f"{self.card.id}: `score` gives what is not a number (NaN) in layer {prompt.layer}")
+        return score
 
     def keep(self, prompt: AttentionView, count: int, prepared: Prepared) -> torch.Tensor:
         """Which keys of a prompt stay, bool [kv_heads, keys]; the `count` best of each head, of equal ones the first.
@@ -78,7 +102,7 @@ class CacheAdapter(PromptAdapter):
         """
         from sparsebench.adapters.attention._eviction import best, within_reach
 
-        return best(self.score(prompt, prepared), within_reach(prompt), count)
+        return best(self.checked_score(prompt, prepared), within_reach(prompt), count)
 
     def share_of_layer(self, count: int, available: int, layer: int, layers: int) -> int:
         """Keys of each head that one layer keeps where the layers keep `count` on average.

@@ -326,7 +326,8 @@ class StepByStep(KeptKeys):
     def cut(self, prompt: AttentionView, allowance: Allowance, windows: tuple[int | None, ...]) -> Held:
         """The prompt as it is, and what its keys are worth."""
         return Held(
-            self.method.keep(prompt, prompt.key.shape[2], self.prepared), self.method.score(prompt, self.prepared)
+            self.method.keep(prompt, prompt.key.shape[2], self.prepared),
+            self.method.checked_score(prompt, self.prepared),
         )
 
     def select(self, view: AttentionView, allowance: Allowance) -> Selection:

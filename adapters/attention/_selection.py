@@ -20,6 +20,7 @@ from sparsebench.adapters.attention._rows import places_of
 from sparsebench.adapters.attention._tiles import Tile, shared_tile
 from sparsebench.engine.attention import AttentionView
 from sparsebench.engine.transfer import sent
+from sparsebench.errors import InputError
 
 if TYPE_CHECKING:
     from sparsebench.adapters.attention._allowance import Allowance
@@ -104,6 +105,8 @@ class TopTokens:
     def keep(self, part: AttentionView, first: int) -> torch.Tensor:
         """See `Selection`."""
         scores = self.score(part).masked_fill(~part.visible(), -torch.inf)
+        if scores.device.type in ASKED and bool(scores.isnan().any()):
+            raise InputError(f"scores of keys in layer {part.layer} are not all numbers (NaN): they rank nothing")
         return top_mask(scores, self.counts[:, None, first : first + part.query.shape[2]], self.most)
 
 

@@ -54,7 +54,7 @@ class AdaSnapKV(SnapKV):
         from sparsebench.adapters.attention._eviction import best, within_reach
         from sparsebench.adapters.attention.snapkv import last_first
 
-        score, reach = self.score(prompt, prepared), within_reach(prompt)
+        score, reach = self.checked_score(prompt, prepared), within_reach(prompt)
         ranked = last_first(score, self.last(count))
         sure = best(ranked, reach, max(int(self.safe * count), self.last(count)))
         rest = score.masked_fill(sure, float("inf")).flatten()

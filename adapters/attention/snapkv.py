@@ -79,7 +79,7 @@ class SnapKV(CacheAdapter):
         """See `CacheAdapter.keep`."""
         from sparsebench.adapters.attention._eviction import best, within_reach
 
-        score = last_first(self.score(prompt, prepared), self.last(count))
+        score = last_first(self.checked_score(prompt, prepared), self.last(count))
         return best(score, within_reach(prompt), count)
 
     def last(self, count: int) -> int:

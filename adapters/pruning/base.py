@@ -120,12 +120,21 @@ class PruningAdapter(Adapter):
         """`score`, or an error that names the layer.
 
         Raises:
-            InputError: A score is no finite number.
+            InputError: There is not one for each weight, or one is no finite number.
         """
         score = self.score(layer)
+        self._check_form("score", score, layer)
         if not bool(score.isfinite().all()):
             raise InputError(f"{self.card.id}: {layer.name} has weights or inputs that are not finite")
         return score
+
+    def _check_form(self, hook: str, given: torch.Tensor, layer: Layer) -> None:
+        if given.shape != layer.weight.shape:
+            raise InputError(
+                f"{self.card.id}: `{hook}` gives {list(given.shape)} for {layer.name}, "
+                f"not [out, in] = {list(layer.weight.shape)}",
+                "one number for each entry of `layer.weight`, in its place",
+            )
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -198,9 +207,10 @@ class PruningAdapter(Adapter):
         """What is kept of a pruned layer: its new weight where the method moves weights, or else its packed mask."""
         from sparsebench.adapters.pruning import _groups
 
-        if self.moves_weights:
-            return self.update(layer, allotment)
-        return _groups.pack(self.mask(layer, allotment))
+        hook = "update" if self.moves_weights else "mask"
+        result: torch.Tensor = getattr(self, hook)(layer, allotment)
+        self._check_form(hook, result, layer)
+        return result if self.moves_weights else _groups.pack(result)
 
     def applied(self, site: LinearSite, result: Any) -> torch.Tensor:
         """A layer's new weight, on its device and in its dtype."""

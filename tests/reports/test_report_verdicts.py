@@ -22,7 +22,9 @@ from synthetic_results import (
 
 from sparsebench.metrics import Metric
 from sparsebench.records import MetricValue
+from sparsebench.reports import tables
 from sparsebench.reports.collect import collect
+from sparsebench.reports.realised_budget import not_met
 from sparsebench.reports.safe import safe_sparsities
 from sparsebench.stats import Margin, benjamini_hochberg, compare, holm
 from sparsebench.store import Store, StoredCell
@@ -405,3 +407,48 @@ def test_seeds_of_a_level_count_as_the_worst_of_them(writer: Writer) -> None:
     table = collect(writer.store.root)
     kept = table.loc[table["headline"] & (table["role"] == "method"), "p_kept"]
     assert kept.nunique() == 1 and kept.iloc[0] > 0.05
+
+
+@pytest.mark.parametrize(
+    ("realised", "said"), [(0.0, True), (0.44, True), (0.46, False), (0.5, False), (0.6, False), (None, False)]
+)
+def test_a_budget_that_was_not_met_is_remarked_and_changes_no_verdict(
+    writer: Writer, realised: float | None, said: bool
+) -> None:
+    _, sparse = pair(writer, CHOICE, 0.0)  # at a half
+    before = rows_of(writer, sparse).loc["accuracy"]
+    frame = sparse.samples()
+    assert frame is not None
+    put(writer, sparse, frame, sparsity=realised, sparsity_of="prunable weights")
+    row = rows_of(writer, sparse).loc["accuracy"]
+    assert row["verdict"] == before["verdict"]
+    remark = f"the budget was not met: {100 * (realised or 0):.1f}% of prunable weights, 50.0% asked"
+    assert row["reason"].endswith(remark) is said
+    assert ("not met" in row["reason"]) is said
+    assert ("method 50%: the budget was not met" in tables.markdown(collect(writer.store.root))) is said
+
+
+@pytest.mark.parametrize(
+    ("budgets", "realised", "said"),
+    [
+        ([{"sparsity": 0.9}], 0.82, False),  # 8 points, and less than a tenth
+        ([{"sparsity": 0.9}], 0.8, True),
+        ([{"sparsity": 0.1}], 0.06, False),  # four tenths, and less than 5 points
+        ([{"pattern": "2:4"}], 0.2, True),
+        ([{"tokens": 64}], 0.0, False),
+        ([None], 0.0, False),
+        ([], 0.0, False),
+        ([{"sparsity": 0.5}, {"sparsity": 0.5}], 0.0, False),
+    ],
+)
+def test_only_a_single_share_can_be_missed(
+    writer: Writer, budgets: list[dict[str, Any] | None], realised: float, said: bool
+) -> None:
+    _, sparse = pair(writer, CHOICE, 0.0)
+    stack = [sparse.spec.stack[0].model_copy(update={"budget": budget}) for budget in budgets]
+    outcome = sparse.record.outcome.model_copy(update={"sparsity": realised})
+    spec, record = (
+        sparse.spec.model_copy(update={"stack": stack}),
+        sparse.record.model_copy(update={"outcome": outcome}),
+    )
+    assert bool(not_met(spec, record)) is said

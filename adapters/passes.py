@@ -200,7 +200,7 @@ def remembered(system: CausalLM, what: str, compute: Callable[[], T]) -> T:
 
     Nothing is kept of a model to whose activations something is attached: hooks cannot be told from one another.
     """
-    from sparsebench.systems.causal_lm import hash_weights
+    from sparsebench.systems.fingerprint import hash_weights
 
     if system.policy is not None or any(m._forward_pre_hooks or m._forward_hooks for m in system.model.modules()):
         return compute()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from itertools import chain
 from typing import Any
 
@@ -110,7 +110,7 @@ ORDER = ["suite", "family", "model", "grid", "task", "method", "config", "budget
 
 
 @uncollected()
-def collect(*results_folders: str | os.PathLike[str]) -> pd.DataFrame:
+def collect(*results_folders: str | os.PathLike[str], cells: Collection[str] | None = None) -> pd.DataFrame:
     """The tidy table of one or more results folders: one row for each (source, cell, phase, metric).
 
     Failed cells are rows too, with an empty metric; so are cells whose files cannot be read or do not agree with their
@@ -118,11 +118,14 @@ def collect(*results_folders: str | os.PathLike[str]) -> pd.DataFrame:
 
     Args:
         results_folders: Folders that `sparsebench run` wrote.
+        cells: Ids of the cells to be judged, as if there were no others; None for all.
 
     Raises:
         InputError: A folder that holds no results.
     """
     sources = open_sources(results_folders)
+    if cells is not None:
+        sources = [source.only(cells) for source in sources]
     return table_of(judge(sources), sources)
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -44,6 +44,11 @@ class Source:
     suite: dict[str, Any]
     cells: dict[str, StoredCell]
     broken: dict[str, str] = field(default_factory=dict)
+
+    def only(self, identities: Collection[str]) -> Source:
+        """The source as if it held no other cells than these."""
+        cells = {name: cell for name, cell in self.cells.items() if name in identities}
+        return replace(self, cells=cells, broken={n: wrong for n, wrong in self.broken.items() if n in identities})
 
 
 def open_sources(folders: Iterable[str | os.PathLike[str]]) -> list[Source]:

@@ -68,10 +68,12 @@ def evaluate(
     out: str | PathLike[str] | None = None,
     batch_tokens: int | None = None,
 ) -> pd.DataFrame:
-    """Evaluate a model that is in memory, as it is and under sparse methods; the tidy table.
+    """Evaluate a model that is in memory, as it is and under sparse methods; the tidy table of what was asked for.
 
     The model's own weights, attention and training mode are back when this returns, bit for bit; a method that does
-    not see to it has failed. Where a method is not one of SparseBench's own, the weights are copied beforehand.
+    not see to it has failed. Where a method is not one of SparseBench's own, the weights are copied beforehand. What a
+    results folder holds already is not computed again, unless the model, its configuration, its hooks or its tokenizer
+    changed.
 
     Args:
         model: A transformers causal LM; its dtype and device are kept.
@@ -106,8 +108,8 @@ def evaluate(
     try:
         with tempfile.TemporaryDirectory() as temporary:
             store = Store.create(out if out is not None else temporary)
-            _evaluate(system, stacks, [tasks] if isinstance(tasks, str) else tasks, calibration, limit, store)
-            return collect(store.root)
+            each_task = [tasks] if isinstance(tasks, str) else tasks
+            return collect(store.root, cells=_evaluate(system, stacks, each_task, calibration, limit, store))
     finally:
         for module in training:
             module.training = True
@@ -125,7 +127,8 @@ def _check(stacks: list[list[Sparsity]]) -> None:
 
 def _evaluate(
     system: Any, stacks: list[list[Sparsity]], tasks: Sequence[str], calibration: str, limit: int | None, store: Store
-) -> None:
+) -> set[str]:
+    """Run what the store does not hold; the ids of all that was asked for."""
     from sparsebench.calibration_texts import calibration_for
     from sparsebench.runner import Session, run_cells
     from sparsebench.suite import CalibrationEntry
@@ -160,6 +163,7 @@ def _evaluate(
     run_cells([c for c in cells if not store.finished(c.id)], store, session)
     if session.broken:
         raise NotRestoredError(session.broken, "the model in memory is no longer what it was: load it anew")
+    return {cell.id for cell in cells}
 
 
 def read_lm_eval(path: str | PathLike[str]) -> dict[str, pd.DataFrame]:

@@ -22,7 +22,8 @@ from sparsebench.engine import generation
 from sparsebench.engine.generation import Generator, Prompt, generate
 from sparsebench.engine.scoring import Scored, score
 from sparsebench.errors import InputError
-from sparsebench.systems.causal_lm import CausalLM, hash_weights
+from sparsebench.systems.causal_lm import CausalLM
+from sparsebench.systems.fingerprint import hash_weights
 
 pytest.importorskip("numba")
 

@@ -18,7 +18,7 @@ from sparsebench.cost import Request
 from sparsebench.engine.generation import Prompt, generate
 from sparsebench.engine.scoring import Scored, score
 from sparsebench.errors import InputError
-from sparsebench.systems.causal_lm import hash_weights
+from sparsebench.systems.fingerprint import hash_weights
 
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "griffin": ("griffin", {}),

@@ -74,8 +74,19 @@ def test_another_model_under_the_same_name_is_another_cell(story, tasks, tmp_pat
     sparsebench.evaluate(model, tokenizer, **options)
     with torch.no_grad():
         model.model.layers[0].mlp.up_proj.weight[0, 0] += 1e-3
-    sparsebench.evaluate(model, tokenizer, **options)
+    table = sparsebench.evaluate(model, tokenizer, **options)
     assert len(Store.open(tmp_path / "out").ids()) == 2
+    assert table["cell"].nunique() == 1  # of the model that was asked about
+
+
+def test_a_hook_of_ones_own_is_measured(story, tasks, tmp_path):
+    model, tokenizer = story
+    options = {"tasks": tasks[1], "out": tmp_path / "out"}
+    before = sparsebench.evaluate(model, tokenizer, **options)
+    model.model.layers[0].mlp.register_forward_hook(lambda module, inputs, output: output * 0)
+    after = sparsebench.evaluate(model, tokenizer, **options)
+    assert set(before["cell"]).isdisjoint(after["cell"])
+    assert after["value"].tolist() != before["value"].tolist()
 
 
 def test_a_method_that_fails_does_not_take_the_others_with_it(story, tasks, monkeypatch):

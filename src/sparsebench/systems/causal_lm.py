@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -17,6 +16,7 @@ from sparsebench.errors import InputError
 from sparsebench.systems.base import System
 from sparsebench.systems.counters import Counters
 from sparsebench.systems.experts import ExpertLinear, Experts, experts_in
+from sparsebench.systems.fingerprint import model_fingerprint
 
 if TYPE_CHECKING:
     from sparsebench.engine.attention import AttentionPolicy
@@ -99,7 +99,7 @@ class CausalLM(System):
         model: A transformers causal LM; it is put into evaluation mode.
         tokenizer: Its tokenizer.
         ref: Where it comes from.
-        fingerprint: Hash of its weights; computed when empty.
+        fingerprint: Hash of what its answers follow from; computed of the model and its tokenizer when empty.
         base_precision: What the weights were before they became this dtype ("4-bit, dequantised"; "bfloat16").
         batch_tokens: Tokens of one forward pass; None: what suits the device.
         max_lanes: Most sequences generated at a time; None: what suits the device.
@@ -120,7 +120,7 @@ class CausalLM(System):
         self.model = model.eval()
         self.tokenizer = tokenizer
         self.ref = ref
-        self.fingerprint = fingerprint or hash_weights(model)
+        self.fingerprint = fingerprint or model_fingerprint(model, tokenizer)
         self.device: torch.device = next(model.parameters()).device
         """Where tokens go in and logits come out; blocks may lie on others (`systems.spreading`)."""
         if self.device.type == "cuda":
@@ -382,19 +382,3 @@ def decoder_blocks(model: Any) -> list[torch.nn.Module]:
 
 def _holds_linear(modules: torch.nn.ModuleList) -> bool:
     return len(modules) > 0 and all(any(_is_linear(m) for m in module.modules()) for module in modules)
-
-
-def hash_weights(model: Any) -> str:
-    """sha256 over names, shapes, dtypes and bytes of all weights; of large tensors an even sample of bytes.
-
-    A tensor above 16 MiB contributes 1 MiB in evenly spaced pieces, so that hashing takes seconds on any model.
-    """
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
-        data = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
-        if data.numel() > 2**24:
-            rows = data[: data.numel() // 256 * 256].reshape(-1, 256)
-            data = rows[:: max(1, rows.shape[0] // 4096)]
-        digest.update(data.cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()

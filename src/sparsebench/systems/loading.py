@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import logging
@@ -31,6 +32,10 @@ PRECISION = "base_precision.txt"
 """File of a converted model that says what its weights were stored in."""
 
 CAUSAL = ("ForCausalLM", "LMHeadModel")
+REMEMBERED = 1 << 20
+"""Bytes of a file above which its hash is remembered."""
+SAMPLES, SAMPLE = 32, 1 << 13
+"""Places at which a large file is read to see that it is still the same, and bytes at each."""
 WEIGHTS = (".safetensors", ".bin", ".gguf", ".pt", ".pth")
 TOKENS = re.compile(
     r"(config|generation_config|added_tokens|special_tokens_map|tokenizer.*|vocab|merges)\.\w+$|.*\.model$"
@@ -289,10 +294,15 @@ def _converted(path: Path, fingerprint: str) -> Path:
 
 
 def _cached_digest(path: Path) -> str:
-    """sha256 of a large file, remembered by path, size and time of change."""
-    stat = path.stat()
+    """sha256 of a file; of a large one remembered until anything about it changes."""
+    before = path.stat()
+    if before.st_size <= REMEMBERED:
+        return sha256_file(path)
     note = cache_folder() / "digests.json"
-    key = f"{path.resolve()}:{stat.st_size}:{stat.st_mtime_ns}"
+    # Copies keep size and time of change; no copy keeps the inode and its own time, but some file systems have neither.
+    key = (
+        f"{path.resolve()}:{before.st_size}:{before.st_mtime_ns}:{before.st_ino}:{before.st_ctime_ns}:{_sampled(path)}"
+    )
     try:
         known = json.loads(note.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -305,6 +315,16 @@ def _cached_digest(path: Path) -> str:
             note.parent.mkdir(parents=True, exist_ok=True)
             write_json(note, known)
     return str(known[key])
+
+
+def _sampled(path: Path) -> str:
+    """A hash of a file's beginning, its end and places between."""
+    size, found = path.stat().st_size, hashlib.sha256()
+    with path.open("rb") as file:
+        for number in range(SAMPLES):
+            file.seek(number * max(0, size - SAMPLE) // (SAMPLES - 1))
+            found.update(file.read(SAMPLE))
+    return found.hexdigest()[:32]
 
 
 def _folder_fingerprint(folder: Path) -> str:

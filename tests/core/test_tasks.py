@@ -196,7 +196,7 @@ def test_choices_that_are_not_meant_so_are_refused(task, fields, said):
 
 @pytest.mark.parametrize("aliases", [{"Paris": 1}, ["Paris", None], [["Paris"]]])
 def test_answers_that_are_no_texts_are_refused(task, aliases):
-    with pytest.raises(InputError, match=r"sample '0': .*is no answer; answers are texts or numbers"):
+    with pytest.raises(InputError, match=r"sample '0': .*is no answer"):
         task([{"prompt": "a", "target": "Paris", "aliases": aliases}]).bind(None)
     assert short_answer({"aliases": ["Paris", 12]}, "12")["correct"] == 1
     assert short_answer({"target": 12}, "12")["correct"] == 1

@@ -62,11 +62,11 @@ def listed(value: Any) -> list[str]:
     """Accepted answers: a list as it is, one text or number as a list of one.
 
     Raises:
-        ValueError: Anything else, of which no text is what was meant: null, a mapping, a list in a list.
+        InputError: Anything else, of which no text is what was meant: null, a mapping, a list in a list.
     """
     parts = value if isinstance(value, list | tuple) else [value]
     if wrong := [part for part in parts if not isinstance(part, str | int | float)]:
-        raise ValueError(f"{wrong[0]!r} is no answer; answers are texts or numbers")
+        raise InputError(f"{wrong[0]!r} is no answer", "it should be a text or a number, or a list of them")
     return [str(part) for part in parts]
 
 

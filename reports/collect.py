@@ -21,6 +21,7 @@ from sparsebench.reports.claim_answer import tier_of
 from sparsebench.reports.comparisons import Judged, Judgement
 from sparsebench.reports.notation import printable
 from sparsebench.reports.processes import uncollected
+from sparsebench.reports.runs import runs_told_apart
 from sparsebench.reports.sources import Source, open_sources
 from sparsebench.reports.verdicts import judge
 from sparsebench.store import StoredCell
@@ -133,7 +134,8 @@ def collect(*results_folders: str | os.PathLike[str], cells: Collection[str] | N
 def table_of(judged: Sequence[Judged], sources: Iterable[Source] = ()) -> pd.DataFrame:
     """The tidy table of judged cells, with the unreadable cells of their sources."""
     speeds = measured_speeds(item.cell for item in judged)
-    rows = (row for item in judged for row in _rows(item, speeds))
+    runs = runs_told_apart(judged)
+    rows = (row for item in judged for row in _rows(item, speeds, runs.get((item.source.name, item.cell.id), "")))
     broken = (_unreadable(source, cell, problem) for source in sources for cell, problem in source.broken.items())
     # A row at a time: as mappings all of them would take a gigabyte where there are a hundred thousand cells.
     entries = [tuple(map(row.get, COLUMNS)) for row in chain(rows, broken)]
@@ -151,8 +153,11 @@ def _converted(kind: str, values: Sequence[Any]) -> npt.NDArray[Any] | pd.api.ex
     return pd.array([shown[text] for text in values], dtype="str")
 
 
-def _rows(item: Judged, speeds: dict[str, str]) -> list[dict[str, Any]]:
+def _rows(item: Judged, speeds: dict[str, str], run: str) -> list[dict[str, Any]]:
     shared = {**_cell_columns(item), "speed": speeds.get(_executed_alike(item.cell), "") if speeds else ""}
+    if run:
+        # Before the knobs, which may be cut.
+        shared["config"] = f"{run} {shared['config']}".strip()
     if not item.judgements:
         problem = item.problem or "no metric was recorded"
         return [{**shared, "metric": "", "verdict": "failed", "status": "failed", "reason": problem}]

@@ -99,13 +99,15 @@ class Judged:
         return place.role == "baseline" or place.baseline == self.cell.id
 
     @property
-    def grid(self) -> tuple[str, int, str, str, str]:
+    def grid(self) -> tuple[object, ...]:
         """What the tests of a gate have in common: suite, grid, the baseline's system, and task.
 
-        The baseline's, because a row may run on another system than its grid: BM25 beside a learned encoder.
+        The baseline's, because a row may run on another system than its grid: BM25 beside a learned encoder. With the
+        model's content and the task's data and limit: cells that another run left in the folder are no tests of it.
         """
-        place, system = self.cell.record.placement, (self.baseline or self.cell).spec.system
-        return place.suite, place.suite_version, place.grid, system.ref, self.cell.spec.task.id
+        place, system, task = self.cell.record.placement, (self.baseline or self.cell).spec.system, self.cell.spec.task
+        model = system.ref, system.fingerprint
+        return place.suite, place.suite_version, place.grid, *model, task.id, task.definition, task.data, task.limit
 
 
 def compare_cells(sources: Sequence[Source], *, changes: int = 0) -> list[Judged]:

@@ -58,19 +58,21 @@ def match(baseline: Sequence[StoredCell], candidate: Sequence[StoredCell], *, ot
     ours, theirs = _grouped(baseline, by_reference), _grouped(candidate, by_reference)
     result = Matching()
     for key, cells in ours.items():
-        remaining = list(theirs.pop(key, []))
-        waiting = []
-        for cell in cells:
-            twin = next((c for c in remaining if _told_apart(c.spec) == _told_apart(cell.spec)), None)
-            if twin is None:
-                waiting.append(cell)
-            else:
-                remaining.remove(twin)
-                result.matches.append(_match(cell, twin))
-        if len(waiting) == len(remaining) == 1:
-            result.matches.append(_match(waiting[0], remaining.pop()))
+        remaining, waiting = list(theirs.pop(key, [])), list[StoredCell]()
+        # Of several runs in a folder it is the very cell; then one on the same samples; then any of its kind.
+        for alike in (_identity, _on_samples, _told_apart):
+            for cell in cells:
+                twin = next((c for c in remaining if alike(c) == alike(cell)), None)
+                if twin is None:
+                    waiting.append(cell)
+                else:
+                    remaining.remove(twin)
+                    result.matches.append(_match(cell, twin))
+            cells, waiting = waiting, []
+        if len(cells) == len(remaining) == 1:
+            result.matches.append(_match(cells[0], remaining.pop()))
         else:
-            result.matches.extend(Match(cell, None) for cell in waiting)
+            result.matches.extend(Match(cell, None) for cell in cells)
         result.new.extend(remaining)
     result.new.extend(cell for cells in theirs.values() for cell in cells)
     result.matches.sort(key=lambda m: _order(m.baseline))
@@ -92,8 +94,16 @@ def _grouped(cells: Sequence[StoredCell], by_reference: bool) -> dict[str, list[
     return groups
 
 
-def _told_apart(spec: CellSpec) -> str:
-    return canonical([_value(spec, name) for name in TELL_APART])
+def _identity(cell: StoredCell) -> str:
+    return cell.id
+
+
+def _on_samples(cell: StoredCell) -> str:
+    return canonical([_told_apart(cell), cell.spec.task.limit, cell.spec.task.data])
+
+
+def _told_apart(cell: StoredCell) -> str:
+    return canonical([_value(cell.spec, name) for name in TELL_APART])
 
 
 def _value(spec: CellSpec, name: str) -> Any:

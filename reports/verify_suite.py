@@ -16,7 +16,9 @@ from sparsebench.suite import Member, Suite
 from sparsebench.suite_source import load_suite, names
 
 SHOWN = 4
-FIXED = ("id", "version", "definition", "data")
+FIXED = ("id", "version", "definition")
+"""Fields of a task that are the same whatever the limit."""
+RESOLVED = (*FIXED, "limit", "data")
 """Fields of a task that a lock resolves."""
 
 
@@ -108,7 +110,8 @@ def _planned(suite: Suite, stored: dict[str, Any]) -> tuple[list[_Planned], int]
 
 def _missing(planned: list[_Planned], noise: int, source: Source) -> Iterator[Found]:
     """Cells that are planned and not there; damaged ones have findings of their own."""
-    specs = [cell.spec for cell in source.cells.values()]
+    tasks = _locked_tasks(source)
+    specs = [cell.spec for cell in source.cells.values() if not _of_other_limit(cell.spec, tasks)]
     lacking = [cell.name for cell in planned if not any(cell.is_cell(spec) for spec in specs)]
     there = sum(bool(spec.system.replica) for spec in specs)
     lacking += ["an A/A row"] * max(0, noise - there)
@@ -121,24 +124,46 @@ def _missing(planned: list[_Planned], noise: int, source: Source) -> Iterator[Fo
         yield "cannot check", "complete", f"{extra} cells are not planned by the suite as it is stored"
 
 
-def _locked(source: Source) -> Iterator[Found]:
-    """Tasks, systems and calibration texts of the cells are those of the lock."""
+def _locked_tasks(source: Source) -> dict[str, list[dict[str, Any]]]:
+    """What the lock resolved of each task, by id: one entry for each limit and system."""
     tasks: dict[str, list[dict[str, Any]]] = {}
     for locked in _resolved(source.suite, "tasks").values():
         tasks.setdefault(str(locked.get("id")), []).append(locked)
+    return tasks
+
+
+def _of_other_limit(spec: CellSpec, tasks: dict[str, list[dict[str, Any]]]) -> bool:
+    """Whether a cell is of a locked task, but was left by a run with another limit."""
+    ran = spec.task.model_dump()
+    known = [task for task in tasks.get(spec.task.id, []) if all(ran[key] == task.get(key) for key in FIXED)]
+    return bool(known) and all(ran["limit"] != task.get("limit") for task in known)
+
+
+def _locked(source: Source) -> Iterator[Found]:
+    """Tasks, systems and calibration texts of the cells are those of the lock."""
+    tasks = _locked_tasks(source)
     prints = {(str(s.get("ref")), str(s.get("fingerprint"))) for s in _resolved(source.suite, "systems").values()}
     texts = {str(c.get("hash")) for c in _resolved(source.suite, "calibration").values()}
+    other_limit = 0
     for cell in source.cells.values():
         spec = cell.spec
-        ran, locked_tasks = spec.task.model_dump(), tasks.get(spec.task.id, [])
-        if tasks and not any(all(ran[key] == task.get(key) for key in FIXED) for task in locked_tasks):
+        ran = spec.task.model_dump()
+        if _of_other_limit(spec, tasks):
+            other_limit += 1
+        elif tasks and not any(
+            all(ran[key] == task.get(key) for key in RESOLVED) for task in tasks.get(spec.task.id, [])
+        ):
             yield "error", "lock", f"cell {cell.id}: its task or data is not the one that the lock resolved"
-        elif tasks and all(ran["limit"] != task.get("limit") for task in locked_tasks):
-            yield "cannot check", "lock", "cells of another limit than the suite was last run with"
         if prints and (spec.system.ref, spec.system.fingerprint) not in prints:
             yield "error", "lock", f"cell {cell.id}: its model is not the one that the lock resolved"
         if spec.calibration and texts and str(spec.calibration.get("hash")) not in texts:
             yield "error", "lock", f"cell {cell.id}: its calibration text is not the one that the lock resolved"
+    if other_limit:
+        yield (
+            "cannot check",
+            "lock",
+            f"{other_limit} cells of another limit than the suite was last run with: their data",
+        )
 
 
 def _published(suite: Suite) -> Iterator[Found]:

@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from sparsebench import adapters, cli
+from sparsebench.reports.collect import collect
 from sparsebench.store import Store
 
 
@@ -79,6 +80,43 @@ def test_a_worse_candidate_fails_the_check(small, tmp_path, sparsebench):
         record.write_text(json.dumps(content))
     assert sparsebench("verify", good)[0] == 0
     assert sparsebench("verify", bad)[0] == 1
+
+
+def test_what_another_limit_left_in_a_folder_changes_nothing(small, tmp_path, sparsebench):
+    clean, both = tmp_path / "clean", tmp_path / "both"
+    random = {"method": "random-weights", "budgets": {"sparsity": 0.5}, "seeds": [0, 1]}
+    path = one_task(small, random, {"method": "magnitude", "budgets": {"sparsity": [0.1, 0.2]}})
+    for out, limits in ((clean, [[]]), (both, [["--limit", "3"], []])):
+        for limit in limits:
+            assert sparsebench("run", path, "--out", out, "--no-site", *limit)[0] == 0
+    alone, among = (collect(out) for out in (clean, both))
+    same = among[among["cell"].isin(alone["cell"])].reset_index(drop=True)
+    assert len(among) == 2 * len(alone) == 2 * len(same)
+    for column in ("verdict", "reason", "family_of_tests", "p_adjusted", "p_kept"):
+        assert same[column].equals(alone[column])
+    assert set(alone["config"]) == {""}
+    assert set(same["config"]) == {"all samples"}
+    assert set(among["config"]) == {"all samples", "limit 3"}
+    code, said, _ = sparsebench("verify", both)
+    assert code == 0
+    assert "5 cells of another limit than the suite was last run with" in said
+    code, said, _ = sparsebench("check", "--baseline", clean, "--candidate", both)
+    assert (code, said.count(" new ")) == (0, 5)
+    assert sparsebench("run", path, "--out", clean, "--no-site", "--limit", "3")[0] == 0  # now the others are left over
+    assert sparsebench("verify", clean)[0] == 0
+
+
+def test_rows_of_edited_data_are_told_apart(small, tmp_path, sparsebench):
+    path, out = one_task(small, {"method": "magnitude", "budgets": {"sparsity": 0.1}}), tmp_path / "out"
+    text = next(small.folder.glob("*.txt"))
+    assert sparsebench("run", path, "--out", out, "--no-site")[0] == 0
+    text.write_text("The end. " + text.read_text())
+    assert sparsebench("run", path, "--out", out, "--no-site")[0] == 0
+    table = collect(out)
+    table = table[table["headline"] & (table["role"] != "baseline")]
+    assert len(set(table["config"])) == len(table) == 2
+    assert table["config"].str.startswith("data ").all()
+    assert set(table["family_of_tests"]) == {"Holm, 1 test"}
 
 
 def test_failed_cells_are_exit_code_3_and_the_others_are_stored(small, tmp_path, sparsebench, monkeypatch):

@@ -176,6 +176,37 @@ def test_rows_that_do_not_fit_are_refused_before_a_model_is_loaded(task, rows, c
     assert message in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"choices": "abc", "gold": 0}, "`choices` is 'abc'"),
+        ({"choices": {"x": 1, "y": 2}, "gold": 0}, "`choices` is {'x': 1, 'y': 2}"),
+        ({"choices": ["x"], "gold": 0}, "`choices` is ['x']"),
+        ({"choices": ["x", None], "gold": 0}, "None is no answer"),
+        ({"choices": ["x", "y"], "gold": 1.9}, "`gold` is 1.9, of 2 choices"),
+        ({"choices": ["x", "y"], "gold": True}, "`gold` is True"),
+    ],
+)
+def test_choices_that_are_not_meant_so_are_refused(task, fields, said):
+    with pytest.raises(InputError) as caught:
+        task([{"prompt": "a", "target": "b", **fields}], type="choice", scorer="choice").bind(None)
+    assert "sample '0'" in str(caught.value)
+    assert said in str(caught.value)
+
+
+@pytest.mark.parametrize("aliases", [{"Paris": 1}, ["Paris", None], [["Paris"]]])
+def test_answers_that_are_no_texts_are_refused(task, aliases):
+    with pytest.raises(InputError, match=r"sample '0': .*is no answer"):
+        task([{"prompt": "a", "target": "Paris", "aliases": aliases}]).bind(None)
+    assert short_answer({"aliases": ["Paris", 12]}, "12")["correct"] == 1
+    assert short_answer({"target": 12}, "12")["correct"] == 1
+
+
+def test_a_gold_may_be_a_whole_number_in_another_form(task):
+    rows = [{"prompt": "a", "target": "b", "choices": ["x", 2], "gold": gold} for gold in (1, "1", 1.0)]
+    assert len(task(rows, type="choice", scorer="choice").bind(None).rows) == 3
+
+
 def test_the_definitions_of_the_package():
     found = registry.definitions()
     assert len({d.definition_hash for d in found}) == len(found)

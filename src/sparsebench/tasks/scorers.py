@@ -59,8 +59,31 @@ def two_turns(row: Row, response: str) -> dict[str, float]:
 
 
 def listed(value: Any) -> list[str]:
-    """Accepted answers: a list as it is, one string as a list of one."""
-    return [str(part) for part in value] if isinstance(value, list | tuple) else [str(value)]
+    """Accepted answers: a list as it is, one text or number as a list of one.
+
+    Raises:
+        InputError: Anything else, of which no text is what was meant: null, a mapping, a list in a list.
+    """
+    parts = value if isinstance(value, list | tuple) else [value]
+    if wrong := [part for part in parts if not isinstance(part, str | int | float)]:
+        raise InputError(f"{wrong[0]!r} is no answer", "it should be a text or a number, or a list of them")
+    return [str(part) for part in parts]
+
+
+def options(row: Row) -> tuple[list[str], int]:
+    """The choices of a row and the place of the right one, `gold`, from 0.
+
+    Raises:
+        InputError: They are not a list of two or more texts, or `gold` is no whole number that names one of them.
+    """
+    choices, gold = row["choices"], row["gold"]
+    if not isinstance(choices, list | tuple) or len(choices) < 2:
+        raise InputError(f"`choices` is {choices!r}", 'it should be a list of two or more texts: ["red", "blue"]')
+    texts = listed(choices)
+    whole = not isinstance(gold, bool) and (isinstance(gold, int | str) or gold == int(gold))
+    if not whole or not 0 <= int(gold) < len(texts):
+        raise InputError(f"`gold` is {gold!r}, of {len(texts)} choices", f"it should be from 0 to {len(texts) - 1}")
+    return texts, int(gold)
 
 
 def choice(row: Row, logprobs: list[float]) -> dict[str, float]:
@@ -70,8 +93,7 @@ def choice(row: Row, logprobs: list[float]) -> dict[str, float]:
     `gold_logprob`: its log-probability among the choices, a continuous measure with more power. `confidence`: the
     probability of the highest among the choices, for calibration errors (`stats.calibration_error`).
     """
-    gold = int(row["gold"])
-    choices = [str(c) for c in row["choices"]]
+    choices, gold = options(row)
     per_character = [value / max(len(c), 1) for value, c in zip(logprobs, choices, strict=True)]
     top = max(logprobs)
     total = top + math.log(sum(math.exp(value - top) for value in logprobs))
@@ -110,11 +132,10 @@ def columns_of(scorer: str, row: Row) -> set[str]:
     """
     try:
         if scorer in CHOICE:
-            choices = row["choices"]
-            if len(choices) < 2 or not 0 <= int(row["gold"]) < len(choices):
-                raise InputError(f"`gold` is {row['gold']!r}, of {len(choices)} choices")
-            return set(CHOICE[scorer](row, [0.0] * len(choices)))
+            return set(CHOICE[scorer](row, [0.0] * len(options(row)[0])))
         return set(text_scorer(scorer)(row, ""))
+    except InputError:
+        raise
     except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
         raise InputError(f"scorer {scorer!r} cannot read it: {error!r}") from None
 

@@ -1,5 +1,7 @@
-"""Files of a results folder, which may be a stranger's: a link, a pipe or a device in a file's place is neither read nor
-written, so that nothing outside the folder is, and nothing is read that has no end.
+"""Files of a results folder, which may be a stranger's.
+
+A link, a pipe or a device in a file's place is neither read nor written through: nothing outside the folder is touched,
+and nothing is read that has no end.
 """
 
 from __future__ import annotations
@@ -45,7 +47,7 @@ def open_plain(path: str | Path, flags: int, mode: int = 0o666) -> int:
 
 
 def content_of(path: str | Path, most: int = LARGEST) -> bytes:
-    """The whole of a plain file, by five calls of the system instead of `open`'s seven: a report opens four files a cell.
+    """The whole of a plain file, by few calls of the system: a report opens four files of each cell.
 
     Raises:
         OSError: It is a link, a pipe or a device, it holds more than `most` bytes, or it cannot be read.

@@ -18,10 +18,11 @@ import pyarrow as pa
 from sparsebench.errors import InputError, IntegrityError
 from sparsebench.metrics import Metric
 from sparsebench.packing import SUFFIX
+from sparsebench.plain_files import content_of
 from sparsebench.remote import address
 from sparsebench.reports.processes import uncollected
-from sparsebench.sample_tables import read_table
-from sparsebench.store import Store, StoredCell, content_of
+from sparsebench.sample_tables import LARGEST, read_table
+from sparsebench.store import Store, StoredCell
 
 Array = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
@@ -141,9 +142,11 @@ def read_samples(cell: StoredCell) -> Samples:
     """
     name = f"cell {cell.id}: samples.parquet"
     try:
-        content = content_of(f"{cell.folder}/samples.parquet")
-    except OSError:
+        content = content_of(f"{cell.folder}/samples.parquet", LARGEST)
+    except FileNotFoundError:
         raise IntegrityError(f"{name} is missing") from None
+    except OSError as error:
+        raise IntegrityError(f"{name}: {error.strerror}") from None
     if hashlib.sha256(content).hexdigest() != cell.record.samples_sha256:
         raise IntegrityError(f"{name} is not the file that was recorded (sha256 differs)")
     table = read_table(content, name)

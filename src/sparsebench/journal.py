@@ -12,6 +12,8 @@ from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
+from sparsebench.plain_files import content_of, open_plain
+
 FILE = ".whole"
 NAMES = ("spec.json", "record.json", "env.json", "samples.parquet")
 
@@ -38,14 +40,16 @@ def note(cells: Path, identities: Iterable[str]) -> None:
     found = ((identity, signature(cells / identity)) for identity in identities)
     lines = "".join(f"{identity} {text}\n" for identity, text in found if text is not None)
     if lines:
-        with suppress(OSError), open(cells / FILE, "a", encoding="ascii") as file:
-            file.write(lines)
+        with suppress(OSError):
+            file = open_plain(cells / FILE, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+            with open(file, "a", encoding="ascii") as stream:
+                stream.write(lines)
 
 
 def noted(cells: Path) -> dict[str, str]:
     """The last line of each cell: its signature then, by id."""
     try:
-        text = (cells / FILE).read_text(encoding="ascii", errors="replace")
+        text = content_of(cells / FILE).decode("ascii", errors="replace")
     except OSError:
         return {}
     return {identity: was for identity, _, was in (line.partition(" ") for line in text.splitlines())}

@@ -14,6 +14,8 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from sparsebench.plain_files import open_plain
+
 try:
     import fcntl
 except ImportError:  # Windows: leases hold within a process only
@@ -45,7 +47,7 @@ def leased(folder: Path, identities: Iterable[str]) -> Iterator[frozenset[str]]:
 
 
 def _take(folder: Path, identity: str) -> bool:
-    path = os.path.realpath(folder / FILE)
+    path = os.path.join(os.path.realpath(folder), FILE)
     key = (os.getpid(), path, identity)
     with _guard:
         if key in _held:
@@ -61,7 +63,7 @@ def _take(folder: Path, identity: str) -> bool:
 
 
 def _release(folder: Path, identity: str) -> None:
-    path = os.path.realpath(folder / FILE)
+    path = os.path.join(os.path.realpath(folder), FILE)
     with _guard:
         _held.discard((os.getpid(), path, identity))
         if fcntl is not None and path in _files:
@@ -97,10 +99,11 @@ def _descriptor(path: str) -> int:
     known = _files.get(path)
     if known is not None:
         try:
-            if os.path.samestat(os.fstat(known), os.stat(path)):
+            if os.path.samestat(os.fstat(known), os.lstat(path)):
                 return known
         except OSError:
             pass
         os.close(known)
-    _files[path] = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        del _files[path]
+    _files[path] = open_plain(path, os.O_RDWR | os.O_CREAT)
     return _files[path]

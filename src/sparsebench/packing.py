@@ -28,6 +28,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from sparsebench.errors import InputError, IntegrityError, StorageError
+from sparsebench.plain_files import content_of
+from sparsebench.sample_tables import LARGEST as MEMORY
 from sparsebench.sample_tables import read_table
 
 if TYPE_CHECKING:
@@ -103,7 +105,7 @@ def pack(store: Store, out: Path, text_up_to: int | None = None, bits: int | Non
         with tarfile.open(aside, "w:xz", preset=9) as archive:
             suite = store.root / "suite.json"
             if suite.is_file():
-                _add(archive, "suite.json", suite.read_bytes())
+                _add(archive, "suite.json", content_of(suite))
             for cell in cells:
                 files = dict(_files(cell, text_up_to, bits))
                 shortened += bool(json.loads(files["record.json"]).get("left_out"))
@@ -121,13 +123,13 @@ def pack(store: Store, out: Path, text_up_to: int | None = None, bits: int | Non
 def _files(cell: StoredCell, text_up_to: int | None, bits: int | None) -> Iterator[tuple[str, bytes]]:
     """The files of a cell as they are packed."""
     for name in ("spec.json", "env.json"):
-        yield name, (cell.folder / name).read_bytes()
-    record = (cell.folder / "record.json").read_bytes()
+        yield name, content_of(cell.folder / name)
+    record = content_of(cell.folder / "record.json")
     path = cell.check_samples()
     if path is None:
         yield "record.json", record
         return
-    samples, gone = _plain(path.read_bytes(), text_up_to, bits)
+    samples, gone = _plain(content_of(path, MEMORY), text_up_to, bits)
     plain = json.loads(record) | {"samples_sha256": hashlib.sha256(samples).hexdigest()}
     if gone:
         plain["left_out"] = gone

@@ -30,15 +30,16 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 from pydantic_core import from_json
 
-from sparsebench import journal
+from sparsebench import journal, leases
 from sparsebench.errors import InputError, IntegrityError, StorageError
 from sparsebench.identity import cell_id
 from sparsebench.leases import leased
 from sparsebench.packing import is_packed, unpacked
+from sparsebench.plain_files import LINK, content_of
 from sparsebench.records import CellRecord, CellSpec, Environment, NewerSchemaError, upgrade
 from sparsebench.redaction import redacted
 from sparsebench.remote import Remote, address
-from sparsebench.sample_tables import read_table
+from sparsebench.sample_tables import LARGEST, read_table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -51,8 +52,6 @@ SUITE = "0" * 16
 """What a run leases while it writes `suite.json`."""
 PATIENCE = 0.05
 """Seconds between two attempts to lease it."""
-_AT_ONCE = 1 << 16
-"""Bytes of a file that are asked for at once."""
 ROOM = "make room or choose another folder with --out; the same command then goes on where this one stopped"
 
 
@@ -73,7 +72,7 @@ class StoredCell:
             IntegrityError: The file is missing, cut short or not the one that was recorded.
         """
         path = self.check_samples()
-        return None if path is None else read_table(content_of(path), str(path)).to_pandas()
+        return None if path is None else read_table(content_of(path, LARGEST), str(path)).to_pandas()
 
     def check_samples(self) -> Path | None:
         """The file of the samples, if it is the one that was recorded; None for a failed cell.
@@ -87,6 +86,8 @@ class StoredCell:
                 raise IntegrityError(f"{self.folder / 'record.json'}: names no samples")
             return None
         path = self.folder / "samples.parquet"
+        if path.is_symlink():
+            raise IntegrityError(f"{path}: {LINK}")
         if not path.is_file():
             raise IntegrityError(f"{path}: missing, but the record says that there are samples", AGAIN)
         found = _sha256(path)
@@ -116,8 +117,10 @@ class Store:
 
         Raises:
             StorageError: It cannot be written to.
+            IntegrityError: It holds a link where a run writes.
         """
         store = cls(root)
+        store._check_links()
         try:
             store.cells_folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=store.cells_folder):
@@ -144,7 +147,7 @@ class Store:
 
         Raises:
             InputError: There is none.
-            IntegrityError: The packed file is damaged.
+            IntegrityError: The packed file is damaged, or the folder holds a link where a run writes.
         """
         if (elsewhere := address(root)) is not None:
             root = Remote(elsewhere).fetch()
@@ -153,7 +156,18 @@ class Store:
             raise InputError(
                 f"{store.root} is no results folder", "it should hold a folder `cells`; see `sparsebench run`"
             )
+        store._check_links()
         return store
+
+    def _check_links(self) -> None:
+        """What a run writes into must be in the folder; the folder itself may be a link.
+
+        Raises:
+            IntegrityError: There is a link.
+        """
+        for path in (self.cells_folder, self.cells_folder / journal.FILE, self.cells_folder / leases.FILE):
+            if path.is_symlink():
+                raise IntegrityError(f"{path}: {LINK}")
 
     def finished(self, identity: str) -> bool:
         """Whether that cell is stored whole with status `ok`; a failed or damaged one is computed again.
@@ -208,6 +222,8 @@ class Store:
         """
         folder = self.cells_folder / identity
         path = str(folder)  # paths as text: a report of many cells opens three files of each
+        if os.path.islink(path):
+            raise IntegrityError(f"{path}/record.json: the folder {LINK}")
         record = upgrade(_read_json(f"{path}/record.json"), f"{path}/record.json")
         plain = _read_json(f"{path}/spec.json")
         computed = cell_id(plain)
@@ -312,7 +328,7 @@ class Store:
     def suite(self) -> dict[str, Any]:
         """The suite and its lock; empty for a folder without one."""
         path = self.root / "suite.json"
-        return _read_json(path) if path.exists() else {}
+        return _read_json(path) if os.path.lexists(path) else {}
 
 
 def write_json(path: Path, data: object) -> None:
@@ -357,18 +373,6 @@ def _move_into_place(aside: Path, place: Path) -> None:
             raise
     finally:
         shutil.rmtree(old, ignore_errors=True)
-
-
-def content_of(path: str | Path) -> bytes:
-    """The whole of a file, by four calls of the system instead of `open`'s seven: a report opens four files a cell."""
-    file = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
-    try:
-        parts = []
-        while part := os.read(file, _AT_ONCE):
-            parts.append(part)
-    finally:
-        os.close(file)
-    return b"".join(parts)
 
 
 def _read_json(path: str | Path) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from sparsebench import store as store_module
 from sparsebench.errors import InputError, IntegrityError
 from sparsebench.identity import cell_id
 from sparsebench.metrics import Metric
+from sparsebench.plain_files import content_of
 from sparsebench.records import (
     CellRecord,
     CellSpec,
@@ -26,7 +27,7 @@ from sparsebench.records import (
     SystemSpec,
     TaskSpec,
 )
-from sparsebench.store import Store, content_of
+from sparsebench.store import Store
 
 SAMPLES = pd.DataFrame({"sample": ["a", "b"], "cluster": ["a", "b"], "correct": [1.0, 0.0]})
 
@@ -315,3 +316,80 @@ def test_no_descriptor_stays_open_for_a_folder(tmp_path: Path) -> None:
         return len(os.listdir("/proc/self/fd"))
 
     assert written("first") == written("second")
+
+
+NAMES = ("spec.json", "record.json", "env.json", "samples.parquet")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_links_pipes_and_devices_in_the_place_of_files_are_not_read(store, tmp_path, name):
+    identity = write(store, spec()).id
+    path = store.cells_folder / identity / name
+    outside = path.replace(tmp_path / name)
+    for make in (
+        lambda: path.symlink_to(outside),
+        lambda: path.symlink_to("/dev/zero"),
+        lambda: os.mkfifo(path),
+        lambda: path.mkdir(),
+    ):
+        make()
+        with pytest.raises(IntegrityError):
+            store.read(identity).samples()
+        assert not store.finished(identity)
+        path.rmdir() if path.is_dir() and not path.is_symlink() else path.unlink()
+    outside.replace(path)
+    assert store.finished(identity)
+
+
+def test_a_cell_that_is_a_link_is_not_read_but_replaced(store, tmp_path):
+    identity = write(store, spec()).id
+    place = store.cells_folder / identity
+    outside = place.rename(tmp_path / "outside")
+    place.symlink_to(outside)
+    with pytest.raises(IntegrityError, match="the folder is a link"):
+        store.read(identity)
+    before = {path.name: path.stat().st_mtime_ns for path in outside.iterdir()}
+    assert write(store, spec()).folder == place
+    assert not place.is_symlink()
+    assert {path.name: path.stat().st_mtime_ns for path in outside.iterdir()} == before
+
+
+@pytest.mark.parametrize("name", [".whole", ".leases"])
+def test_nothing_is_written_through_a_link(store, tmp_path, name):
+    identity = write(store, spec()).id
+    outside = tmp_path / "outside"
+    place = store.cells_folder / name
+    place.unlink(missing_ok=True)
+    place.symlink_to(outside)
+    for opened in (Store.open, Store.create):
+        with pytest.raises(IntegrityError, match="is a link"):
+            opened(store.root)
+    write(store, spec(seed=7))  # a folder that was opened before the link was made
+    store.finished_among([identity])
+    with store.leased([identity]) as mine:
+        assert mine == {identity}
+    assert not outside.exists()
+
+
+def test_a_results_folder_may_itself_be_a_link(store, tmp_path):
+    identity = write(store, spec()).id
+    (tmp_path / "link").symlink_to(store.root)
+    assert Store.open(tmp_path / "link").ids() == [identity]
+    moved = (store.root / "cells").rename(tmp_path / "moved")
+    (store.root / "cells").symlink_to(moved)
+    with pytest.raises(IntegrityError, match="is a link"):
+        Store.open(store.root)
+
+
+def test_a_suite_or_a_record_without_end_is_given_up(store, tmp_path):
+    (tmp_path / "long").write_bytes(bytes(1000))
+    assert len(content_of(tmp_path / "long", 1000)) == 1000
+    with pytest.raises(OSError, match="too large"):
+        content_of(tmp_path / "long", 999)
+    (store.root / "suite.json").symlink_to("/dev/zero")
+    with pytest.raises(IntegrityError, match="is a link"):
+        store.suite()
+    (store.root / "suite.json").unlink()
+    os.mkfifo(store.root / "suite.json")
+    with pytest.raises(IntegrityError, match="no plain file"):
+        store.suite()

@@ -218,7 +218,7 @@ TAMPERED: dict[str, tuple[Callable[[Results], Any], str]] = {
     "a future schema": (lambda r: r.record("wanda 60%", lambda d: d.update(schema_version=99)), "newer"),
     "fields that the schema has not": (lambda r: r.record("wanda 60%", lambda d: d["outcome"].update(better=True)), "Extra inputs"),
     "no number": (lambda r: r.record("wanda 60%", lambda d: d["outcome"].update(flops=float("nan"))), "not JSON"),
-    "a link instead of a file": (lambda r: linked(r.cell("wanda 60%") / "env.json", r.root), "links instead of files"),
+    "a link instead of a file": (lambda r: linked(r.cell("wanda 60%") / "env.json", r.root), "env.json: is a link"),
     "a link instead of a cell": (lambda r: linked(r.cell("wanda 60%"), r.root), "links instead of files"),
     "a file cut short": (
         lambda r: (r.cell("wanda 60%") / "samples.parquet").write_bytes((r.cell("wanda 60%") / "samples.parquet").read_bytes()[:99]),

@@ -11,6 +11,7 @@ from sparsebench.errors import InputError, MissingError, UnknownNameError
 from sparsebench.identity import cell_id
 from sparsebench.plan import plan
 from sparsebench.power import comparisons
+from sparsebench.runner import stack_of
 from sparsebench.suite_source import load_suite
 
 
@@ -174,6 +175,37 @@ def test_knobs_versions_and_calibration_are_in_the_specification(small):
     assert planned(small, grids=grids, calibration=calibration).cells[1].id != cell.id
     with pytest.raises(InputError, match="reads a calibration text"):
         planned(small, grids=one_grid(small, wanda))
+
+
+def seeded(*seeds):
+    methods = ("random-weights", "random-activations")
+    knobs = [{} if seed is None else {"seed": seed} for seed in seeds]
+    members = [
+        {"method": method, "budget": {"sparsity": 0.3}, "knobs": own}
+        for method, own in zip(methods, knobs, strict=True)
+    ]
+    return {"stack": members}
+
+
+def test_each_member_of_a_stack_keeps_its_seed(small):
+    stacks = [(3, 5), (3, 9), (0, 5), (5, 5), (None, 5), (5, None)]
+    made = planned(small, grids=one_grid(small, "dense", *(seeded(*stack) for stack in stacks[:4])))
+    ran = [[member.adapter.seed for member in stack_of(c.spec)] for c in made.cells if c.spec.stack]
+    assert ran == [[3, 5], [3, 9], [0, 5], [5, 5]]
+    assert len({c.id for c in made.cells}) == 5
+    for stack in stacks[4:]:
+        made = planned(small, grids=one_grid(small, {**seeded(*stack), "seeds": [0, 1]}))
+        ran = [[member.adapter.seed for member in stack_of(c.spec)] for c in made.cells if c.spec.stack]
+        assert ran == [[row if seed is None else seed for seed in stack] for row in (0, 1)]
+
+
+def test_seeds_beside_a_knob_seed_are_refused(small):
+    row = {"method": "random-weights", "budgets": {"sparsity": 0.5}, "knobs": {"seed": 3}, "seeds": [0, 1]}
+    for entry in (row, {**seeded(3, 5), "seeds": [0, 1]}):
+        with pytest.raises(InputError, match="`seeds` beside a knob `seed`"):
+            planned(small, grids=one_grid(small, entry))
+    with pytest.raises(InputError, match="a seed stands twice"):
+        planned(small, grids=one_grid(small, {**row, "knobs": {}, "seeds": [1, 1]}))
 
 
 def test_a_row_on_another_system_and_seeds_find_their_own_baselines(small):

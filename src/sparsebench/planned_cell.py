@@ -28,6 +28,8 @@ class PlannedCell(BaseModel):
     placement: Placement
     task: str
     """The task as the suite names it; a file's path, where `spec.task` has the name that the file gives."""
+    task_seed: int = 0
+    """The suite's, which samples and few-shot examples are drawn with; the hash of the rows is in `spec.task`."""
     base_precision: str = ""
     """What the suite says of the weights' precision before they became this dtype."""
     batch_tokens: int | None = None

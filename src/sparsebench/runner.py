@@ -125,7 +125,7 @@ class Session:
         spec = cell.spec.task
         key = (cell.task, spec.limit, system.ref)
         if key not in self.tasks:
-            self.tasks[key] = registry.get(cell.task).bind(getattr(system, "tokenizer", None), spec.limit)
+            self.tasks[key] = registry.bind(cell.task, getattr(system, "tokenizer", None), spec.limit, cell.task_seed)
         bound = self.tasks[key]
         if bound.spec != spec:
             raise IntegrityError(f"task {spec.id} is not what was planned: its data or definition changed meanwhile")

@@ -2,17 +2,19 @@ from __future__ import annotations
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import yaml
-from models import data_folder
+from models import data_folder, tiny_tokenizer
 
 from sparsebench.errors import InputError, MissingError, UnknownNameError
 from sparsebench.identity import cell_id
 from sparsebench.plan import plan
 from sparsebench.power import comparisons
-from sparsebench.runner import stack_of
+from sparsebench.runner import Session, stack_of
 from sparsebench.suite_source import load_suite
+from sparsebench.tasks.base import DefinedTask, Task
 
 
 def planned(small, limit=None, **changes):
@@ -175,6 +177,31 @@ def test_knobs_versions_and_calibration_are_in_the_specification(small):
     assert planned(small, grids=grids, calibration=calibration).cells[1].id != cell.id
     with pytest.raises(InputError, match="reads a calibration text"):
         planned(small, grids=one_grid(small, wanda))
+
+
+def test_a_suites_seed_draws_other_samples(small):
+    tasks = [
+        {"task": "needle-512", "limit": 4},
+        {"task": small.task("tiny-choice"), "limit": 2},
+        {"task": small.task("tiny-choice")},
+    ]
+    made = {
+        seed: planned(
+            small, seed=seed, grids=[{"name": "g", "system": "stories", "tasks": tasks, "methods": ["dense"]}]
+        )
+        for seed in (0, 7)
+    }
+    ids = {seed: [c.id for c in plan.cells] for seed, plan in made.items()}
+    assert [a == b for a, b in zip(ids[0], ids[7], strict=True)] == [False, False, True]  # the last one asks all rows
+    system = SimpleNamespace(ref="here", tokenizer=tiny_tokenizer())
+    for cell in made[7].cells[1:]:
+        assert Session().task(cell, system).spec == cell.spec.task  # as a worker binds it
+
+
+def test_a_task_that_follows_no_seed_is_refused(small, monkeypatch):
+    monkeypatch.setattr(DefinedTask, "seeded", Task.seeded)
+    with pytest.raises(InputError, match="does not follow a suite's seed"):
+        planned(small, seed=1)
 
 
 def seeded(*seeds):

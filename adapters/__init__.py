@@ -15,7 +15,7 @@ from typing import Any
 
 from sparsebench.adapters.base import Adapter, Prepared, Sparsity, attached
 from sparsebench.adapters.card import MethodCard, Paper
-from sparsebench.adapters.registry import cards, get, ids
+from sparsebench.adapters.registry import cards, code_of, get, ids, package_of
 from sparsebench.budget import KINDS, Budget
 from sparsebench.errors import InputError
 
@@ -27,9 +27,11 @@ __all__ = [
     "Sparsity",
     "attached",
     "cards",
+    "code_of",
     "create",
     "get",
     "ids",
+    "package_of",
 ]
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import inspect
 import pkgutil
 import warnings
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
 from typing import get_args
 
 from sparsebench.adapters.base import Adapter
@@ -16,6 +18,8 @@ from sparsebench.errors import InputError, UnknownNameError
 
 GROUP = "sparsebench.adapters"
 FAMILIES: tuple[str, ...] = get_args(Family)
+KNOWN = frozenset({"sparsebench", "pydantic", "builtins", "abc", "typing"})
+"""Packages of classes that a method of another package is made of, and whose versions say what they are."""
 NOT_METHODS = frozenset({"base"})
 
 
@@ -78,6 +82,28 @@ def get(name: str) -> type[Adapter]:
     if name in _plugins():
         return _load_plugin(name)
     raise UnknownNameError("adapter", name, ids())
+
+
+@cache
+def code_of(method: type[Adapter]) -> str:
+    """What a method of another package is: that package with its version, and a hash of the files that define it.
+
+    Those are the files of its class and of the classes that it is made of. Empty for a method of this package: the
+    version of its card says what it is.
+    """
+    files = dict.fromkeys(
+        inspect.getfile(kind) for kind in method.__mro__ if kind.__module__.partition(".")[0] not in KNOWN
+    )
+    if not files:
+        return ""
+    found = hashlib.sha256(b"".join(hashlib.sha256(Path(file).read_bytes()).digest() for file in files))
+    return f"{' '.join(package_of(method.card.id))} {found.hexdigest()[:16]}".strip()
+
+
+def package_of(name: str) -> tuple[str, str] | tuple[()]:
+    """Name and version of the package that brings a method; nothing for those of this package."""
+    point = _plugins().get(name) if name not in _modules() else None
+    return (point.dist.name, point.dist.version) if point is not None and point.dist is not None else ()
 
 
 def cards(family: str | None = None) -> list[MethodCard]:

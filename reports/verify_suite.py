@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from sparsebench.errors import SparseBenchError
+from sparsebench.planned_cell import seeds_of
 from sparsebench.records import CellSpec, MemberSpec
 from sparsebench.reports.sources import Source
 from sparsebench.reports.verify_record import Found
@@ -104,7 +105,9 @@ def _planned(suite: Suite, stored: dict[str, Any]) -> tuple[list[_Planned], int]
                 for stack, label in zip(entry.stacks(), entry.labels(), strict=True):
                     for seed in entry.seeds:
                         name = f"{label} on {task}" + (f", seed {seed}" if seed else "")
-                        cells.append(_Planned(ref, tuple(stack), task, seed, name))
+                        own = seeds_of([member.sparsity().adapter for member in stack], seed)
+                        first = next((found for found in own if found is not None), seed)
+                        cells.append(_Planned(ref, tuple(stack), task, first, name))
     return cells, len(noise)
 
 

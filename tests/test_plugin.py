@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -112,6 +113,38 @@ def test_plugins_run_in_a_suite(packages: Path, tmp_path: Path) -> None:
         assert outcome.exercised, label
     assert sparse["recent-only 50%"].phase == "decode"
     assert len({cell.record.outcome.metrics[0].value for cell in cells}) == 7, "each changes the result"
+    code = {cell.record.placement.label: cell.spec.stack[0].code for cell in cells if cell.spec.stack}
+    assert code["loudest 50%"].startswith("example") and len(set(code.values())) == 4  # one method is there twice
+    named = next(cell.environment.packages for cell in cells if cell.record.placement.label == "loudest 50%")
+    assert named[code["loudest 50%"].split()[0]] == "1.0"
+
+
+PLAN = """
+import json
+from sparsebench.plan import plan
+from sparsebench.suite_source import load_suite
+print(json.dumps({cell.placement.label: cell.id for cell in plan(load_suite("suite.yaml")).cells}))
+"""
+
+
+def test_edited_methods_are_others(packages: Path, tmp_path: Path) -> None:
+    models.tiny_model("llama").save_pretrained(tmp_path / "model")
+    models.tiny_tokenizer().save_pretrained(tmp_path / "model")
+    (tmp_path / "suite.yaml").write_text(SUITE.replace("MODEL", str(tmp_path / "model")))
+    shutil.copytree(packages, tmp_path / "packages")
+
+    def planned() -> dict[str, str]:
+        ran = python(PLAN, path=tmp_path / "packages", cwd=tmp_path)
+        assert ran.returncode == 0, ran.stderr
+        ids: dict[str, str] = json.loads(ran.stdout)
+        return ids
+
+    before = planned()
+    assert planned() == before
+    edited = next(f for f in (tmp_path / "packages").glob("*.py") if 'id="loudest"' in f.read_text())
+    edited.write_text(edited.read_text() + "# edited\n")
+    after = planned()
+    assert {label for label in before if before[label] != after[label]} == {"loudest 50%"}
 
 
 def test_a_broken_plugin_is_a_warning(tmp_path: Path) -> None:

@@ -191,7 +191,7 @@ def _grid_cells(
             name = entry.system or grid.system
             system = systems[name]
             _check_kind(grid, task.task, system)
-            bound = _bound(tasks, task.task, wanted, name, system)
+            bound = _bound(tasks, task.task, wanted, name, system, suite.seed)
             for stack in entry.stacks():
                 _check_accepted(grid, stack, system)
                 _check_together(grid, stack)
@@ -224,6 +224,7 @@ def _bound(
     limit: int | None,
     name: str,
     system: _ResolvedSystem,
+    seed: int,
 ) -> BoundTask:
     from sparsebench.tasks import registry
 
@@ -231,7 +232,7 @@ def _bound(
     if key not in tasks:
         same = next((b for (t, n, _), b in tasks.items() if (t, n) == key[:2] and system.tokenizer is None), None)
         try:
-            tasks[key] = same or registry.get(task).bind(system.tokenizer, limit)
+            tasks[key] = same or registry.bind(task, system.tokenizer, limit, seed)
         except MissingError as error:
             raise MissingError(f"task {task}: {error.message}", error.hint) from error
     return tasks[key]
@@ -313,6 +314,7 @@ def _cell(
         for m in stack
     ]
     cell = cell_of_stack(spec_system, members, task, bound, calibration, batch, seed)
+    cell.task_seed = suite.seed
     cell.base_precision, cell.devices = system.entry.base_precision, system.entry.devices
     cell.placement.suite, cell.placement.suite_version = suite.suite, suite.version
     cell.placement.grid = grid.name

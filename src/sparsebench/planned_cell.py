@@ -28,6 +28,8 @@ class PlannedCell(BaseModel):
     placement: Placement
     task: str
     """The task as the suite names it; a file's path, where `spec.task` has the name that the file gives."""
+    task_seed: int = 0
+    """The suite's, which samples and few-shot examples are drawn with; the hash of the rows is in `spec.task`."""
     base_precision: str = ""
     """What the suite says of the weights' precision before they became this dtype."""
     batch_tokens: int | None = None
@@ -56,7 +58,7 @@ def cell_of_stack(
         bound: The task with its rows.
         calibration: The calibration set's entry and hash, where a method reads one.
         batch_tokens: Tokens of one forward pass; no part of the identity.
-        seed: The methods' seed; a method's own knob `seed`, where it has one and it is not 0, goes before it.
+        seed: The methods' seed; the knob `seed` of a method goes before it.
 
     Raises:
         InputError: The task times a method that masks dense work.
@@ -64,15 +66,18 @@ def cell_of_stack(
     configured = [member.adapter for member in stack]
     if bound.times:
         _refuse_simulated(bound, configured)
-    seed = next((s for a in configured if (s := getattr(a, "seed", 0))), seed)
+    seeds = seeds_of(configured, seed)
+    seed = next((own for own in seeds if own is not None), seed)
     members = [
         MemberSpec(
             method=m.adapter.card.id,
             version=m.adapter.card.version,
-            knobs={k: v for k, v in m.adapter.resolved().config.items() if k != "seed"},
+            knobs={k: v for k, v in m.adapter.resolved().config.items() if k != "seed"}
+            | ({} if own in (None, seed) else {"seed": own}),
             budget=m.budget.to_dict() if m.budget else None,
+            code=adapters.code_of(type(m.adapter)),
         )
-        for m in stack
+        for m, own in zip(stack, seeds, strict=True)
     ]
     spec = CellSpec(
         system=system,
@@ -98,6 +103,15 @@ def cell_of_stack(
         facts={"budgets": [m.budget.label for m in stack if m.budget], **_facts(configured)},
     )
     return PlannedCell(id=cell_id(spec.plain()), spec=spec, placement=placement, task=task, batch_tokens=batch_tokens)
+
+
+def seeds_of(stack: Sequence[adapters.Adapter], seed: int) -> list[int | None]:
+    """The seed of each member: of its own knob where that was set, or else the row's; None for one that has none.
+
+    The first is the cell's.
+    """
+    own = [getattr(adapter, "seed", None) for adapter in stack]
+    return [s if s is None or "seed" in a.model_fields_set else seed for s, a in zip(own, stack, strict=True)]
 
 
 def _refuse_simulated(bound: BoundTask, stack: list[adapters.Adapter]) -> None:

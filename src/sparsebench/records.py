@@ -5,7 +5,15 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+)
 
 from sparsebench.errors import IntegrityError
 from sparsebench.metrics import Metric
@@ -38,7 +46,16 @@ class MemberSpec(_Model):
     method: str
     version: int = 1
     knobs: dict[str, Any] = Field(default_factory=dict)
+    """A seed is among them where it is not the cell's."""
     budget: dict[str, float | int | str] | None = None
+    code: str = ""
+    """Of a method of another package: its name and version, and a hash of the files that define the method."""
+
+    @model_serializer(mode="wrap")
+    def _without_code(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Methods of this package have none: their `version` says what they are."""
+        whole: dict[str, Any] = plain(self)
+        return whole if self.code else {name: value for name, value in whole.items() if name != "code"}
 
     def plain(self) -> dict[str, Any]:
         """Plain data."""

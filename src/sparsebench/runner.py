@@ -166,7 +166,7 @@ class Session:
         spec = cell.spec.task
         key = (cell.task, spec.limit, system.ref)
         if key not in self.tasks:
-            self.tasks[key] = registry.get(cell.task).bind(getattr(system, "tokenizer", None), spec.limit)
+            self.tasks[key] = registry.bind(cell.task, getattr(system, "tokenizer", None), spec.limit, cell.task_seed)
         bound = self.tasks[key]
         if bound.spec != spec:
             raise IntegrityError(f"task {spec.id} is not what was planned: its data or definition changed meanwhile")
@@ -280,6 +280,7 @@ def _run_leased(
     try:
         system = session.load(first)
         stack = stack_of(first.spec)
+        _check_code(first.spec)
         calibration = session.calibration(first, system)
         group = [cell for cell in group if _observed(cell, system, store, session, on_done)]
         if not group:
@@ -324,15 +325,25 @@ def _observed(cell: PlannedCell, system: System, store: Store, session: Session,
 
 
 def stack_of(spec: CellSpec) -> list[Sparsity]:
-    """The adapters of a cell; the method's seed goes to the knob `seed` of those that have one."""
+    """The adapters of a cell; its seed goes to the knob `seed` of those that have one, and none of their own."""
     members = []
     for member in spec.stack:
         method = adapters.get(member.method)
         knobs = dict(member.knobs)
         if "seed" in method.model_fields:
-            knobs["seed"] = spec.seed
+            knobs.setdefault("seed", spec.seed)
         members.append(Sparsity(method.configure(knobs), Budget.from_dict(member.budget) if member.budget else None))
     return members
+
+
+def _check_code(spec: CellSpec) -> None:
+    """Refuse a method whose code is not the one that was planned: here, or on the machine of a worker."""
+    for member in spec.stack:
+        if (found := adapters.code_of(adapters.get(member.method))) != member.code:
+            raise IntegrityError(
+                f"{member.method} is of {found or 'this package'}, planned was {member.code or 'one of this package'}",
+                "its code changed meanwhile, or is another here: run it again",
+            )
 
 
 def _run_cell(
@@ -451,7 +462,7 @@ def _environment(cell: PlannedCell, session: Session, system: Any, started: date
         threads=torch.get_num_threads(),
         platform=f"{platform.system()} {platform.machine()}",
         python=platform.python_version(),
-        packages=environment.packages(),
+        packages=environment.packages() | dict(p for m in cell.spec.stack if (p := adapters.package_of(m.method))),
         commit=commit,
         dirty=dirty,
         command=session.command,

@@ -118,6 +118,11 @@ class MethodEntry(_Entry):
         members = [member for stack in self.stacks() for member in stack]
         if self.seeds != [0] and not any("seed" in adapters.get(m.method).model_fields for m in members):
             raise FieldError("nothing here depends on a seed", "leave out `seeds`: equal cells are no replicates")
+        seeded = [m for m in members if "seed" in adapters.get(m.method).model_fields]
+        if self.seeds != [0] and all("seed" in m.knobs for m in seeded):
+            raise FieldError("`seeds` beside a knob `seed`, which goes before them", "leave out one of the two")
+        if len(set(self.seeds)) < len(self.seeds):
+            raise FieldError("a seed stands twice", "equal cells are no replicates")
         return self
 
     def budget_list(self) -> list[dict[str, float | int | str]]:

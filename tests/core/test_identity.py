@@ -23,6 +23,7 @@ CHANGES = [
     {"system": {"dtype": "bfloat16"}}, {"system": {"replica": "A/A batch 64"}},
     {"stack": []}, {"stack": [{"method": "magnitude"}]}, {"stack": [{"version": 2}]}, {"stack": [{"knobs": {}}]},
     {"stack": [{"budget": {"sparsity": 0.6}}]}, {"stack": [{"budget": {"pattern": "2:4"}}]}, {"stack": [{"budget": None}]},
+    {"stack": [{"code": "package 1.0 0123456789abcdef"}]},
     {"task": {"id": "u"}}, {"task": {"version": 2}}, {"task": {"definition": "e"}}, {"task": {"data": "i"}},
     {"task": {"limit": 3}}, {"mode": "executed"}, {"protocol": "window"}, {"calibration": None},
     {"calibration": {"data": "prose", "hash": "other"}}, {"seed": 1},

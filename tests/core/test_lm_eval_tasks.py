@@ -128,6 +128,13 @@ def test_the_id_does_not_depend_on_where_the_data_lies(written, story, tmp_path)
     assert (after.data, after.definition == before.definition) == (before.data, False)
 
 
+def test_a_suites_seed_draws_other_examples(written, story):
+    task = registry.get(f"lm-eval:{written(CHOICE)}")
+    first, other, again = (each.bind(story.tokenizer) for each in (task, task.seeded(7), task.seeded(7)))
+    assert first.spec.data != other.spec.data == again.spec.data
+    assert other.evaluate(story).facts["fewshot_seed"] == 1241
+
+
 def test_the_id_follows_the_right_answers(written, story, tmp_path):
     task = registry.get(f"lm-eval:{written({**CHOICE, 'num_fewshot': 0})}")
     before = task.bind(story.tokenizer).spec

@@ -2,16 +2,19 @@ from __future__ import annotations
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import yaml
-from models import data_folder
+from models import data_folder, tiny_tokenizer
 
 from sparsebench.errors import InputError, MissingError, UnknownNameError
 from sparsebench.identity import cell_id
 from sparsebench.plan import plan
 from sparsebench.power import comparisons
+from sparsebench.runner import Session, stack_of
 from sparsebench.suite_source import load_suite
+from sparsebench.tasks.base import DefinedTask, Task
 
 
 def planned(small, limit=None, **changes):
@@ -174,6 +177,62 @@ def test_knobs_versions_and_calibration_are_in_the_specification(small):
     assert planned(small, grids=grids, calibration=calibration).cells[1].id != cell.id
     with pytest.raises(InputError, match="reads a calibration text"):
         planned(small, grids=one_grid(small, wanda))
+
+
+def test_a_suites_seed_draws_other_samples(small):
+    tasks = [
+        {"task": "needle-512", "limit": 4},
+        {"task": small.task("tiny-choice"), "limit": 2},
+        {"task": small.task("tiny-choice")},
+    ]
+    made = {
+        seed: planned(
+            small, seed=seed, grids=[{"name": "g", "system": "stories", "tasks": tasks, "methods": ["dense"]}]
+        )
+        for seed in (0, 7)
+    }
+    ids = {seed: [c.id for c in plan.cells] for seed, plan in made.items()}
+    assert [a == b for a, b in zip(ids[0], ids[7], strict=True)] == [False, False, True]  # the last one asks all rows
+    system = SimpleNamespace(ref="here", tokenizer=tiny_tokenizer())
+    for cell in made[7].cells[1:]:
+        assert Session().task(cell, system).spec == cell.spec.task  # as a worker binds it
+
+
+def test_a_task_that_follows_no_seed_is_refused(small, monkeypatch):
+    monkeypatch.setattr(DefinedTask, "seeded", Task.seeded)
+    with pytest.raises(InputError, match="does not follow a suite's seed"):
+        planned(small, seed=1)
+
+
+def seeded(*seeds):
+    methods = ("random-weights", "random-activations")
+    knobs = [{} if seed is None else {"seed": seed} for seed in seeds]
+    members = [
+        {"method": method, "budget": {"sparsity": 0.3}, "knobs": own}
+        for method, own in zip(methods, knobs, strict=True)
+    ]
+    return {"stack": members}
+
+
+def test_each_member_of_a_stack_keeps_its_seed(small):
+    stacks = [(3, 5), (3, 9), (0, 5), (5, 5), (None, 5), (5, None)]
+    made = planned(small, grids=one_grid(small, "dense", *(seeded(*stack) for stack in stacks[:4])))
+    ran = [[member.adapter.seed for member in stack_of(c.spec)] for c in made.cells if c.spec.stack]
+    assert ran == [[3, 5], [3, 9], [0, 5], [5, 5]]
+    assert len({c.id for c in made.cells}) == 5
+    for stack in stacks[4:]:
+        made = planned(small, grids=one_grid(small, {**seeded(*stack), "seeds": [0, 1]}))
+        ran = [[member.adapter.seed for member in stack_of(c.spec)] for c in made.cells if c.spec.stack]
+        assert ran == [[row if seed is None else seed for seed in stack] for row in (0, 1)]
+
+
+def test_seeds_beside_a_knob_seed_are_refused(small):
+    row = {"method": "random-weights", "budgets": {"sparsity": 0.5}, "knobs": {"seed": 3}, "seeds": [0, 1]}
+    for entry in (row, {**seeded(3, 5), "seeds": [0, 1]}):
+        with pytest.raises(InputError, match="`seeds` beside a knob `seed`"):
+            planned(small, grids=one_grid(small, entry))
+    with pytest.raises(InputError, match="a seed stands twice"):
+        planned(small, grids=one_grid(small, {**row, "knobs": {}, "seeds": [1, 1]}))
 
 
 def test_a_row_on_another_system_and_seeds_find_their_own_baselines(small):

@@ -323,6 +323,11 @@ def test_fewer_rows_are_spread_evenly():
     assert even_choice(list(range(10)), 3) == [0, 3, 6]
     assert even_choice([1, 2], 5) == even_choice([1, 2], None) == [1, 2]
     assert len(set(even_choice(list(range(97)), 31))) == 31
+    for seed in range(1, 50):
+        chosen = even_choice(list(range(97)), 31, seed)
+        assert len(set(chosen)) == 31
+        assert chosen == sorted(chosen)
+    assert len({tuple(even_choice(list(range(97)), 31, seed)) for seed in range(50)}) > 1
 
 
 def test_generation_and_choice_on_a_trained_model(task, story):

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from sparsebench.errors import InputError
 from sparsebench.metrics import Metric
 from sparsebench.records import DataFact, TaskSpec
 
@@ -92,6 +93,16 @@ class Task(ABC):
             MissingError: The data is not to be had.
         """
 
+    def seeded(self, seed: int) -> Task:
+        """The task with samples and few-shot examples that another seed draws; `seed` is a suite's, and not 0.
+
+        Raises:
+            InputError: It does not say how it follows a seed.
+        """
+        raise InputError(
+            f"task {self.id} does not follow a suite's seed", "leave out `seed`, or write the task's method `seeded`"
+        )
+
 
 class DefinedTask(Task):
     """A task of a definition.
@@ -105,3 +116,7 @@ class DefinedTask(Task):
     def __init__(self, definition: TaskDefinition) -> None:
         self.definition = definition
         self.id, self.title, self.family = definition.task, definition.title, definition.family
+
+    def seeded(self, seed: int) -> Task:
+        """See `Task.seeded`."""
+        return type(self)(self.definition.model_copy(update={"seed": self.definition.seed + seed}))

@@ -37,7 +37,9 @@ class BuiltRows:
     sha256: str
 
 
-def build_rows(name: str, data: Sequence[dict[str, Any]], options: dict[str, Any], tokenizer: Any) -> BuiltRows:
+def build_rows(
+    name: str, data: Sequence[dict[str, Any]], options: dict[str, Any], tokenizer: Any, seed: int = 0
+) -> BuiltRows:
     """The rows that the builder `name` makes of the first data source that is there.
 
     Args:
@@ -45,6 +47,7 @@ def build_rows(name: str, data: Sequence[dict[str, Any]], options: dict[str, Any
         data: Alternatives, as `data.sources.resolve` takes them; none for generated data.
         options: The builder's options.
         tokenizer: For builders whose rows have an exact length in tokens.
+        seed: Added to the option `seed` of builders that draw.
 
     Raises:
         UnknownNameError: No such builder.
@@ -53,6 +56,8 @@ def build_rows(name: str, data: Sequence[dict[str, Any]], options: dict[str, Any
     """
     if name not in BUILDERS:
         raise UnknownNameError("builder", name, BUILDERS)
+    if seed and name in DRAWING and isinstance(options.get("seed", 0), int):
+        options = {**options, "seed": options.get("seed", 0) + seed}
     resolved = resolve(data) if data else None
     try:
         rows = BUILDERS[name](resolved, tokenizer, **options)
@@ -270,3 +275,8 @@ BUILDERS: dict[str, Callable[..., list[Row]]] = {
     "half": texts.half,
     "openings": texts.openings,
 }
+DRAWING = frozenset(
+    {"qa-wikidata", "qa-wikidata-open-book", "few-shot", "needles", "two-questions", "tracking", "counted-words"}
+    | {"joint-recall", "passkey", "stories", "passages", "real-passages"}
+)
+"""Builders that draw, with an option `seed`."""

@@ -76,6 +76,9 @@ class TaskDefinition(BaseModel):
     """Perplexity: position of the first scored token of a window; below 0 it counts from the end."""
     decode: bool = False
     """Perplexity: scored tokens run query by query under a method that acts in decode."""
+    seed: int = 0
+    """Added to the builder's option `seed`, and to the choice of rows where a limit leaves some out. A suite's is added
+    to it. No part of the hash: that of the rows follows from it."""
     lengths: list[int] = Field(default_factory=list)
     """Lengths in tokens at which the task is listed, where its samples are made for any. In the file `task` is then
     the first part of the names: `needle` of `needle-2048`."""
@@ -124,5 +127,5 @@ class TaskDefinition(BaseModel):
     @property
     def definition_hash(self) -> str:
         """Hash of everything here that changes numbers."""
-        shown_only = {"title", "description", "lengths", "license", "publish_text"}
+        shown_only = {"title", "description", "seed", "lengths", "license", "publish_text"}
         return digest(self.model_dump(mode="json", exclude=shown_only))[:16]

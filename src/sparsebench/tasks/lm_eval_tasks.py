@@ -33,19 +33,25 @@ class LmEvalTask(Task):
 
     Args:
         name: A task of lm-eval, or the path of a local task YAML.
+        seed: A suite's, for the choice of few-shot examples.
     """
 
     kind = "lm"
     family = "lm-eval"
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, seed: int = 0) -> None:
         self.name = name
+        self.seed = seed
         self.id = f"lm-eval:{name}"
         self.title = name
 
     def bind(self, tokenizer: Any, limit: int | None = None) -> BoundLmEvalTask:
         """Load the task's documents."""
-        return BoundLmEvalTask(self.id, _load(self.name), limit)
+        return BoundLmEvalTask(self.id, _load(self.name), limit, FEWSHOT_SEED + self.seed)
+
+    def seeded(self, seed: int) -> LmEvalTask:
+        """See `Task.seeded`: other few-shot examples; of documents lm-eval takes the first ones, whatever the seed."""
+        return LmEvalTask(self.name, self.seed + seed)
 
 
 @contextmanager
@@ -114,13 +120,13 @@ class BoundLmEvalTask(BoundTask):
     protocol = "prompt"
     family = "lm-eval"
 
-    def __init__(self, identifier: str, task: Any, limit: int | None) -> None:
-        self.task = task
+    def __init__(self, identifier: str, task: Any, limit: int | None, fewshot_seed: int) -> None:
+        self.task, self.fewshot_seed = task, fewshot_seed
         self.title = str(task.config.task)
         self.local = _is_local(identifier)
         try:
             with _working(self.local):
-                task.set_fewshot_seed(FEWSHOT_SEED)
+                task.set_fewshot_seed(fewshot_seed)
                 task.build_all_requests(limit=limit, rank=0, world_size=1)
         except Exception as error:  # whatever templates raise, and lm-eval without a document
             raise InputError(f"{identifier}: its requests cannot be built: {_first_line(error)}") from error
@@ -182,7 +188,7 @@ class BoundLmEvalTask(BoundTask):
             by_document[int(instance.doc_id or 0)].append(instance)
         filters = list(self.instances[0].filtered_resps)
         rows = [self._row(number, instances, filters[0]) for number, instances in sorted(by_document.items())]
-        facts = {"filter": filters[0], "fewshot_seed": FEWSHOT_SEED}
+        facts = {"filter": filters[0], "fewshot_seed": self.fewshot_seed}
         return TaskResult(pd.DataFrame(rows), facts | ({"truncated": truncated} if truncated else {}))
 
     def _row(self, number: int, instances: list[Any], key: str) -> dict[str, Any]:

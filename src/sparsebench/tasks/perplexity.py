@@ -32,7 +32,7 @@ class BoundPerplexityTask(BoundTask):
     """Perplexity with its windows."""
 
     def __init__(self, definition: TaskDefinition, tokenizer: Any, limit: int | None) -> None:
-        built = build_rows(definition.build, definition.data, definition.options, tokenizer)
+        built = build_rows(definition.build, definition.data, definition.options, tokenizer, definition.seed)
         text = "\n\n".join(str(row["text"]) for row in built.rows)
         tokens = np.asarray(tokenizer.encode(text, add_special_tokens=False), dtype=np.int64)
         count = len(tokens) // definition.window
@@ -42,7 +42,7 @@ class BoundPerplexityTask(BoundTask):
             )
         cut = tokens[: count * definition.window].reshape(count, definition.window)
         wanted = min(x for x in (definition.windows, limit, count) if x is not None)
-        self.windows = even_choice([(i, cut[i]) for i in range(count)], wanted)
+        self.windows = even_choice([(i, cut[i]) for i in range(count)], wanted, definition.seed)
         self.definition = definition
         self.metrics = list(definition.metrics)
         self.family = definition.family

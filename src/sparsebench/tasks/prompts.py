@@ -9,17 +9,19 @@ from typing import Any
 
 from sparsebench.data.digests import content_hash
 from sparsebench.errors import InputError, UnknownNameError
+from sparsebench.identity import seed_of
 from sparsebench.tasks.base import BoundTask, DefinedTask, TaskResult, Workload
 from sparsebench.tasks.builders import build_rows
 from sparsebench.tasks.definition import TaskDefinition
 from sparsebench.tasks.scorers import CHOICE, READ, READ_BEYOND, TEXT, choice_scorer, columns_of, text_scorer
 
 
-def even_choice(rows: list[Any], limit: int | None) -> list[Any]:
-    """`limit` rows evenly spread over all; the same ones for every system."""
+def even_choice(rows: list[Any], limit: int | None, seed: int = 0) -> list[Any]:
+    """`limit` rows evenly spread over all; the same ones for every system. A seed begins elsewhere."""
     if limit is None or limit >= len(rows):
         return rows
-    return [rows[i * len(rows) // limit] for i in range(limit)]
+    first = seed_of("limit", seed) % len(rows) if seed else 0
+    return [rows[(i * len(rows) + first) // limit] for i in range(limit)]
 
 
 def rendered(
@@ -45,7 +47,7 @@ def rendered(
     )
     template = definition.template
     finished: list[dict[str, Any]] = []
-    chosen = even_choice(list(enumerate(rows)), limit)
+    chosen = even_choice(list(enumerate(rows)), limit, definition.seed)
     try:
         compiled = {
             n: environment.from_string(getattr(template, n)) for n in ("prompt", "context", "target", "cluster", "id")
@@ -94,7 +96,7 @@ class BoundPromptTask(BoundTask):
     """A prompt task with its rows."""
 
     def __init__(self, definition: TaskDefinition, tokenizer: Any, limit: int | None) -> None:
-        built = build_rows(definition.build, definition.data, definition.options, tokenizer)
+        built = build_rows(definition.build, definition.data, definition.options, tokenizer, definition.seed)
         self.rows = rendered(definition, built.rows, limit)
         if not self.rows:
             raise InputError(f"task {definition.task}: {built.source} holds no rows")

@@ -8,14 +8,14 @@ from functools import cache
 from importlib.metadata import entry_points
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sparsebench.errors import InputError, UnknownNameError
 from sparsebench.tasks.definition import TaskDefinition
 from sparsebench.yaml_source import YamlSource, parse_yaml, read_yaml, validate
 
 if TYPE_CHECKING:
-    from sparsebench.tasks.base import Task
+    from sparsebench.tasks.base import BoundTask, Task
 
 GROUP = "sparsebench.tasks"
 LM_EVAL = "lm-eval:"
@@ -97,6 +97,16 @@ def get(name: str) -> Task:
                 raise InputError(f"task plugin {name!r} ({point.value}) does not load: {error}") from error
             return _task(loaded) if isinstance(loaded, TaskDefinition) else loaded
     raise UnknownNameError("task", name, names())
+
+
+def bind(name: str, tokenizer: Any, limit: int | None = None, seed: int = 0) -> BoundTask:
+    """A task with its rows; `seed` is a suite's, which other samples and few-shot examples are drawn with.
+
+    Raises:
+        InputError: Also where a task does not follow a seed that is not 0.
+    """
+    task = get(name)
+    return (task.seeded(seed) if seed else task).bind(tokenizer, limit)
 
 
 def _defined(source: YamlSource, length: int | None = None) -> TaskDefinition:

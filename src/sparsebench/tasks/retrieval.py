@@ -41,7 +41,7 @@ class BoundRetrievalTask(BoundTask):
         resolved = resolve(definition.data)
         collection = _asked(definition, resolved)
         if limit is not None and limit < len(collection.query_ids):
-            collection = _fewer_queries(collection, limit)
+            collection = _fewer_queries(collection, limit, definition.seed)
         self.collection = collection
         self.definition = definition
         self.metrics = list(definition.metrics)
@@ -100,6 +100,8 @@ def _asked(definition: TaskDefinition, resolved: Resolved) -> Collection:
 
     own = {k: v for k, v in definition.options.items() if k in ("queries", "words", "seed")}
     others = {k: v for k, v in definition.options.items() if k not in own}
+    if definition.seed and isinstance(own.get("seed", 0), int):
+        own["seed"] = own.get("seed", 0) + definition.seed
     if wrong := [k for k, v in own.items() if not isinstance(v, int) or v < (k != "seed")]:
         raise InputError(f"task {definition.task}: {', '.join(wrong)} must be a whole number, 1 or more")
     return precision_collection(_collection(definition, resolved, others), definition.build, **own)
@@ -133,8 +135,8 @@ def _embedded(name: str, resolved: Resolved, policies: dict[str, Any]) -> Collec
     return Collection.from_dicts(name, made.corpus, made.queries, made.qrels, source=resolved.source, **policies)
 
 
-def _fewer_queries(collection: Collection, limit: int) -> Collection:
-    kept = set(even_choice(list(collection.query_ids), limit))
+def _fewer_queries(collection: Collection, limit: int, seed: int) -> Collection:
+    kept = set(even_choice(list(collection.query_ids), limit, seed))
     pairs = [(q, text) for q, text in zip(collection.query_ids, collection.queries, strict=True) if q in kept]
     return replace(
         collection,

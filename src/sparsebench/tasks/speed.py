@@ -89,7 +89,7 @@ class BoundSpeedTask(BoundTask):
         for metric in definition.metrics:
             if metric.column not in COLUMNS:
                 raise UnknownNameError(f"column of task {definition.task}", metric.column, COLUMNS)
-        built = build_rows(definition.build, definition.data, definition.options, tokenizer)
+        built = build_rows(definition.build, definition.data, definition.options, tokenizer, definition.seed)
         text = "\n\n".join(str(row["text"]) for row in built.rows)
         tokens = np.asarray(tokenizer.encode(text, add_special_tokens=False), dtype=np.int64)
         batch, length = definition.windows or 1, definition.window

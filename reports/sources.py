@@ -145,8 +145,14 @@ def read_samples(cell: StoredCell) -> Samples:
         table = pq.ParquetFile(pa.BufferReader(content), pre_buffer=False).read(use_threads=False)
     except (pa.ArrowException, OSError, ValueError) as error:
         raise IntegrityError(f"{name} cannot be read ({error})") from None
-    if "sample" not in table.column_names:
+    names = table.column_names
+    if "sample" not in names:
         raise IntegrityError(f"{name} has no column `sample`")
+    if len(set(names)) < len(names):
+        raise IntegrityError(f"{name} has a column twice: {next(n for n in names if names.count(n) > 1)!r}")
+    for column in {"sample", "cluster"} & set(names):
+        if pa.types.is_nested(table.schema.field(column).type):
+            raise IntegrityError(f"{name}: column `{column}` holds no texts")
     return Samples(table)
 
 

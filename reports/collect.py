@@ -338,7 +338,9 @@ def _variant(item: Judged, *names: str) -> str:
 
 
 def _ratio(part: float | None, whole: float | None) -> float | None:
-    return part / whole if part is not None and whole else None
+    """A cost over the dense one's; None where it is not known or no number (1e308 of 5e-324), which `verify` names."""
+    ratio = part / whole if part is not None and whole else math.nan
+    return ratio if math.isfinite(ratio) else None
 
 
 def _get(data: Any, *keys: str) -> Any:

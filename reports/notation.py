@@ -56,6 +56,13 @@ def visible(text: str) -> str:
     return "\n".join(printable(line) for line in text.splitlines())
 
 
+def harmless(text: str) -> str:
+    """Text with its lines and spaces as they are, without control, direction or other invisible characters."""
+    if text.isprintable():
+        return text
+    return "".join(c for c in text if c in "\n\t" or unicodedata.category(c) not in _NOT_PRINTABLE)
+
+
 def escaped(text: str) -> str:
     """JSON with such characters as escapes: it still means the same."""
     if text.replace("\n", "").isprintable():

@@ -150,8 +150,14 @@ def read_samples(cell: StoredCell) -> Samples:
     if hashlib.sha256(content).hexdigest() != cell.record.samples_sha256:
         raise IntegrityError(f"{name} is not the file that was recorded (sha256 differs)")
     table = read_table(content, name)
-    if "sample" not in table.column_names:
+    names = table.column_names
+    if "sample" not in names:
         raise IntegrityError(f"{name} has no column `sample`")
+    if len(set(names)) < len(names):
+        raise IntegrityError(f"{name} has a column twice: {next(n for n in names if names.count(n) > 1)!r}")
+    for column in {"sample", "cluster"} & set(names):
+        if pa.types.is_nested(table.schema.field(column).type):
+            raise IntegrityError(f"{name}: column `{column}` holds no texts")
     return Samples(table)
 
 

@@ -10,11 +10,17 @@ from sparsebench.reports import notation
 from sparsebench.reports.views import math_safe
 
 
+def _shown(value: object) -> object:
+    """What a template prints, whoever wrote it: texts that are no markup of ours lose what could turn a page around."""
+    return notation.harmless(value) if isinstance(value, str) and not hasattr(value, "__html__") else value
+
+
 def template_environment(folder: Path) -> jinja2.Environment:
-    """Templates of a folder: escaped by themselves, and with how numbers are written as filters."""
+    """Templates of a folder: escaped, without direction characters, and with how numbers are written as filters."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(folder),
         autoescape=True,
+        finalize=_shown,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from sparsebench.errors import IntegrityError
+from sparsebench.journal import FILE as WHOLE
 from sparsebench.leases import FILE as LEASES
 from sparsebench.reports.notation import printable
 from sparsebench.reports.pairing import align, metric_mismatch, task_mismatch
@@ -36,6 +37,8 @@ UNLIKE = 0.25
 """Relative difference between two runs of one baseline beyond which they are not runs of one system."""
 ASIDE = re.compile(r"\.[0-9a-f]{16}-")
 """Cells that were being written when a run was killed."""
+OURS = {LEASES, WHOLE}
+"""Files that a run keeps beside the cells."""
 FILES = {"spec.json", "record.json", "env.json", "samples.parquet"}
 UNCHECKED = (
     "model fingerprints and data hashes need the models and the data, times and memory the machine, and scores of data "
@@ -130,7 +133,7 @@ def _folder(source: Source) -> Iterator[Finding]:
     if links:
         yield found("error", "folder", f"links instead of files: {', '.join(sorted(p.name for p in links)[:5])}")
     strange = sorted(
-        p.name for p in cells.iterdir() if not (CELL_ID.fullmatch(p.name) or ASIDE.match(p.name) or p.name == LEASES)
+        p.name for p in cells.iterdir() if not (CELL_ID.fullmatch(p.name) or ASIDE.match(p.name) or p.name in OURS)
     )
     more = sorted(p.name for c in source.cells.values() for p in c.folder.iterdir() if p.name not in FILES)
     if strange or more:

@@ -177,7 +177,8 @@ def _placement(cell: StoredCell) -> Iterator[Found]:
     if cell.spec.system.replica and place.role != "noise":
         yield "error", "placement", f"a noise row in the role of a {place.role}"
     if not stack:
-        if place.role not in ("baseline", "noise"):
+        compared = place.role == "comparator" and place.baseline is not None  # with another row than itself
+        if place.role not in ("baseline", "noise") and not compared:
             yield "error", "placement", f"nothing is attached, yet its role is {place.role}"
         return
     try:

@@ -375,6 +375,10 @@ def _move_into_place(aside: Path, place: Path) -> None:
         shutil.rmtree(old, ignore_errors=True)
 
 
+_DIGITS = re.compile(rb"[0-9]{300}")
+"""What a file holds that has a whole number beyond all floats."""
+
+
 def _read_json(path: str | Path) -> dict[str, Any]:
     try:
         content = content_of(path)
@@ -388,7 +392,18 @@ def _read_json(path: str | Path) -> dict[str, Any]:
         data = _read_slowly(content, path)
     if not isinstance(data, dict):
         raise IntegrityError(f"{path}: not a JSON object")
+    if _DIGITS.search(content):
+        _check_numbers(data, path)
     return data
+
+
+def _check_numbers(value: Any, path: str | Path) -> None:
+    """Refuse whole numbers that no float holds, wherever they stand: nothing that is counted is as large."""
+    if isinstance(value, dict | list):
+        for part in value.values() if isinstance(value, dict) else value:
+            _check_numbers(part, path)
+    elif isinstance(value, int) and value.bit_length() > 1023:
+        raise IntegrityError(f"{path}: a whole number of {value.bit_length()} bits", AGAIN)
 
 
 def _read_slowly(content: bytes, path: str | Path) -> Any:

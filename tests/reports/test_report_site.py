@@ -353,6 +353,28 @@ def test_unreadable_cells_and_empty_results(tmp_path: Path) -> None:
     assert cell.id in index.text and "not JSON" in index.text
 
 
+def test_names_of_counts_and_data_turn_no_page_around(tmp_path: Path) -> None:
+    writer = Writer(Store.create(tmp_path / "run"), samples=30)
+    cell = writer.cell(QA, "pruning", densities={"a\u202eb": 0.5}, facts={"c\u2066d": 1})
+    path = cell.folder / "record.json"
+    path.write_text(
+        path.read_text().replace("embedded:facts", "embedded:f\\u202eacts").replace("facts-qa", "f\\u202eqa")
+    )
+    for page in build(writer.store.root, tmp_path / "site").parent.rglob("*.html"):
+        assert not re.search(r"[\u202a-\u202e\u2066-\u2069]", page.read_text()), page.name
+
+
+def test_costs_that_are_no_numbers_are_left_out(tmp_path: Path) -> None:
+    writer = Writer(Store.create(tmp_path / "run"), samples=30)
+    base = writer.cell(QA, "pruning")
+    odd = [(1e308, 5e-324), (5e-324, 1e308), (1e308, 1.0)]
+    for k, (flops, dense) in enumerate(odd):
+        writer.cell(
+            QA, "pruning", method=PRUNING[0], budget=k, baseline=base.id, role="method", flops=flops, flops_dense=dense
+        )
+    assert build(writer.store.root, tmp_path / "site").is_file()
+
+
 def test_places_that_cannot_be_written_to(results: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="cannot write the site"):

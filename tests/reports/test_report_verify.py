@@ -1,13 +1,16 @@
+import hashlib
 import json
 import shutil
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from synthetic_results import CHOICE, LEVELS, PPL, QA, SyntheticMethod, Writer, write_suite
 
 from sparsebench.reports.verify import Finding, passed, text, verify
-from sparsebench.store import Store
+from sparsebench.store import Store, StoredCell
 
 METHOD = SyntheticMethod("method", "pruning", LEVELS, 0.5)
 
@@ -111,16 +114,55 @@ def test_edited_samples_are_found(writer: Writer) -> None:
     assert found.check == "samples"
 
 
-def test_a_hash_that_was_edited_with_the_samples_does_not_hide_the_value(writer: Writer) -> None:
-    import hashlib
+def with_table(cell: StoredCell, table: pa.Table) -> None:
+    """Give a cell other samples, and its record their hash."""
+    path = cell.folder / "samples.parquet"
+    pq.write_table(table, path)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    edit(cell.folder / "record.json", lambda d: d.update(samples_sha256=digest))
 
+
+def test_numbers_that_no_float_holds_are_found(writer: Writer) -> None:
+    cell = writer.cell(CHOICE, "pruning")
+    edit(cell.folder / "record.json", lambda d: d["outcome"].update(peak_memory=10**400))
+    (found,) = errors(writer)
+    assert "a whole number of 1329 bits" in found.message
+    edit(cell.folder / "record.json", lambda d: d["outcome"].update(peak_memory=10**20))
+    assert not errors(writer)
+
+
+def test_samples_that_are_no_table_of_samples_are_found(writer: Writer) -> None:
+    cell = writer.cell(CHOICE, "pruning")
+    table = pq.read_table(cell.folder / "samples.parquet")
+    lists = pa.array([[name] for name in table.column("sample").to_pylist()])
+    with_table(cell, table.set_column(table.column_names.index("sample"), "sample", lists))
+    (found,) = errors(writer)
+    assert found.check == "samples" and "column `sample` holds no texts" in found.message
+    with_table(cell, table.append_column("correct", table.column("correct")))
+    (found,) = errors(writer)
+    assert found.check == "samples" and "a column twice: 'correct'" in found.message
+
+
+def test_files_of_a_run_are_no_strangers(writer: Writer) -> None:
+    writer.cell(CHOICE, "pruning")
+    for name in (".whole", ".leases"):
+        (writer.store.cells_folder / name).touch()
+    assert "not read" not in text(verify(writer.store.root))
+    (writer.store.cells_folder / "notes.txt").touch()
+    assert "no cell has them: notes.txt" in text(verify(writer.store.root))
+
+
+def test_dense_may_be_compared_with_another_row(writer: Writer) -> None:
+    base = writer.cell(CHOICE, "pruning", method=METHOD, role="baseline")
+    writer.cell(CHOICE, "pruning", baseline=base.id, role="comparator")
+    assert not [f for f in errors(writer) if f.check in ("placement", "baseline")]
+
+
+def test_a_hash_that_was_edited_with_the_samples_does_not_hide_the_value(writer: Writer) -> None:
     cell = writer.cell(CHOICE, "pruning")
     frame = cell.samples()
     assert frame is not None
-    path = cell.folder / "samples.parquet"
-    frame.assign(correct=1.0).to_parquet(path)
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    edit(cell.folder / "record.json", lambda d: d.update(samples_sha256=digest))
+    with_table(cell, pa.Table.from_pandas(frame.assign(correct=1.0)))
     assert any("its samples give 1.0" in f.message for f in errors(writer))
 
 

@@ -27,34 +27,27 @@ def even_choice(rows: list[Any], limit: int | None, seed: int = 0) -> list[Any]:
 def rendered(
     definition: TaskDefinition, rows: Sequence[dict[str, Any]], limit: int | None = None
 ) -> list[dict[str, Any]]:
-    """Rows with `prompt`, `context`, `target`, `cluster` and `sample` rendered in a sandboxed Jinja environment.
+    """Rows with `prompt`, `context`, `target`, `cluster` and `sample` rendered by Jinja in a sandbox, within bounds.
 
     At most `limit` of them, evenly spread; a row keeps the number that it has among all.
 
     Raises:
-        InputError: A template is malformed, names a field that a row has not, or tries what the sandbox forbids.
+        InputError: A template is malformed, names a field that a row has not, tries what the sandbox forbids, or goes
+            on for too long.
     """
-    from jinja2 import StrictUndefined
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
+    from sparsebench.tasks.templates import BoundedEnvironment
 
-    def present(value: Any) -> Any:
-        if value is None:
-            raise ValueError("null where a text is wanted")
-        return value
-
-    environment = ImmutableSandboxedEnvironment(
-        undefined=StrictUndefined, keep_trailing_newline=True, autoescape=False, finalize=present
-    )
+    environment = BoundedEnvironment()
     template = definition.template
     finished: list[dict[str, Any]] = []
     chosen = even_choice(list(enumerate(rows)), limit, definition.seed)
     try:
         compiled = {
-            n: environment.from_string(getattr(template, n)) for n in ("prompt", "context", "target", "cluster", "id")
+            n: environment.template(getattr(template, n)) for n in ("prompt", "context", "target", "cluster", "id")
         }
         for number, row in chosen:
             fields = _with_target(row)
-            values = {name: each.render(fields) for name, each in compiled.items()}
+            values = {name: environment.text(each, fields) for name, each in compiled.items()}
             sample = values.pop("id") or str(row.get("id", number))
             finished.append({**row, **values, "sample": sample, "cluster": values["cluster"] or sample})
     except Exception as error:  # whatever the expressions of a template raise

@@ -42,8 +42,9 @@ SAME = 1e-4
 """Largest difference of two log-likelihoods in float32 that is rounding."""
 ALIKE = 1e-3
 """The same where the sums are taken in another order."""
-NEAR, BEYOND = 0.05, 0.1
-"""How far what is realised may stay below a ratio, and go beyond it: whole blocks go of few."""
+NEAR = 0.12
+"""How far what is realised may be from a ratio: prompts are short and blocks are few here, so what a method keeps or
+drops whole weighs more than it does elsewhere."""
 
 
 class Failure(Exception):
@@ -288,7 +289,7 @@ def _meets_budget(bench: Bench) -> None:
         if value is None:
             raise Skip("it has no one sparsity")
         fixed = method.card.adaptivity in ("fixed", "static")
-        if fixed and not -NEAR <= value - budget.number <= BEYOND:
+        if fixed and abs(value - budget.number) > NEAR:
             raise Failure(f"at {budget.label} it leaves out {100 * value:.1f}% of {outcome.sparsity_of}")
     shares = [value for value in realised if value is not None]
     if shares != sorted(shares):

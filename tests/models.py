@@ -10,12 +10,13 @@ from typing import Any
 import pytest
 import torch
 import transformers as hf
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+from sparsebench.systems.tiny import VOCABULARY as VOCAB
+from sparsebench.systems.tiny import roughen, tiny_tokenizer
+
+__all__ = ["VOCAB", "tiny_tokenizer"]
 
 torch.set_num_threads(1)  # the tensors here are so small that threads would mostly wait for one another
-
-VOCAB = 260
-"""256 bytes, then pad, bos, eos, unk."""
 
 SIZES = {"vocab_size": VOCAB, "pad_token_id": 256, "bos_token_id": 257, "eos_token_id": 258, "initializer_range": 0.1}
 HEADS = {"num_attention_heads": 4, "num_hidden_layers": 3, "hidden_size": 48, "max_position_embeddings": 512}
@@ -124,26 +125,10 @@ def tiny_model(name: str = "llama", seed: int = 0, dtype: torch.dtype = torch.fl
     torch.manual_seed(seed)
     try:
         model = hf.AutoModelForCausalLM.from_config({**ARCHITECTURES, **PLAIN, **MIXTURES}[name]())
-        with torch.no_grad():
-            for parameter in model.parameters():
-                if parameter.ndim == 1:
-                    parameter.add_(0.1 * torch.randn_like(parameter))
+        roughen(model)
     finally:
         torch.random.set_rng_state(state)
     return model.to(dtype).eval()
-
-
-def tiny_tokenizer() -> Any:
-    """Bytes as tokens."""
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocab = {letter: index for index, letter in enumerate(letters)}
-    vocab |= {"<pad>": 256, "<s>": 257, "</s>": 258, "<unk>": 259}
-    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    return hf.PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<unk>"
-    )
 
 
 def tiny_system(name: str = "llama", seed: int = 0, dtype: torch.dtype = torch.float32, **options: Any) -> Any:

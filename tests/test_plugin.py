@@ -147,6 +147,67 @@ def test_edited_methods_are_others(packages: Path, tmp_path: Path) -> None:
     assert {label for label in before if before[label] != after[label]} == {"loudest 50%"}
 
 
+POISON = """\
+from contextlib import contextmanager
+
+from sparsebench.adapters import MethodCard
+from sparsebench.adapters.pruning.base import PruningAdapter
+
+
+class Poison(PruningAdapter):
+    \"\"\"Halves all norms for good.\"\"\"
+
+    card = MethodCard(
+        id="a-poison", family="pruning", title="Poison", summary="Harms.", role="control", unit="weight"
+    )
+
+    def score(self, layer):
+        return layer.weight.abs()
+
+    @contextmanager
+    def attach(self, system, prepared, budget):
+        with super().attach(system, prepared, budget):
+            for name, parameter in system.model.named_parameters():
+                if "norm" in name:
+                    parameter.data.mul_(0.5)
+            yield system
+"""
+AFTER_POISON = """\
+suite: with-poison
+version: 1
+systems:
+  tiny: {model: "path:MODEL", dtype: float32}
+grids:
+  - name: weights
+    system: tiny
+    tasks: [{task: prose-perplexity, limit: 2}]
+    methods:
+      - {method: a-poison, budgets: {sparsity: 0.5}}
+      - {method: magnitude, budgets: {sparsity: [0.5, 0.6]}}
+"""
+
+
+def test_a_plugin_that_spoils_the_model_harms_itself_alone_in_workers_too(tmp_path: Path) -> None:
+    (tmp_path / "poison.py").write_text(POISON)
+    distribution(tmp_path, "poison", "a-poison = poison:Poison")
+    models.tiny_model("llama").save_pretrained(tmp_path / "model")
+    models.tiny_tokenizer().save_pretrained(tmp_path / "model")
+    suite = AFTER_POISON.replace("MODEL", str(tmp_path / "model"))
+    (tmp_path / "suite.yaml").write_text(suite)
+    (tmp_path / "without.yaml").write_text(suite.replace("      - {method: a-poison, budgets: {sparsity: 0.5}}\n", ""))
+    found = {}
+    for name, code in (("suite", 3), ("without", 0)):
+        options = ("--out", str(tmp_path / name), "--executor", "process", "--workers", "1", "--no-site")
+        ran = sparsebench("run", f"{name}.yaml", *options, path=tmp_path)
+        assert ran.returncode == code, ran.stderr
+        found[name] = {
+            cell.record.placement.label: [value.value for value in cell.record.outcome.metrics]
+            for cell in Store.open(tmp_path / name)
+        }
+    assert found["suite"].pop("a-poison 50%") == []
+    assert found["suite"] == found["without"]
+
+
 def test_a_broken_plugin_is_a_warning(tmp_path: Path) -> None:
     broken = {
         "missing = package_that_is_not_there:Method": "package_that_is_not_there",

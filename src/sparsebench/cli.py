@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sparsebench import __version__, cli_cost, cli_decisions, cli_findings, cli_gates, cli_training
+from sparsebench import __version__, cli_conform, cli_cost, cli_decisions, cli_findings, cli_gates, cli_training
 from sparsebench.cli_options import Executor
 from sparsebench.errors import InputError, IntegrityError, SparseBenchError
 from sparsebench.redaction import redacted_text
@@ -255,6 +255,7 @@ def doctor() -> None:
         raise typer.Exit(2)
 
 
+cli_conform.add_to(app)
 cli_gates.add_to(app)
 cli_decisions.add_to(app)
 cli_cost.add_to(app)

@@ -107,7 +107,7 @@ def plan(suite: Suite, limit: int | None = None, device: str = "cpu") -> Plan:
     cells: dict[str, PlannedCell] = {}
     for grid in suite.grids:
         for cell in _grid_cells(suite, grid, systems, tasks, calibrations, limit, device):
-            cells.setdefault(cell.id, cell)
+            _check_place(cells.setdefault(cell.id, cell), cell)
     _encode_once(cells.values(), systems.values())
     _check_margins(suite, tasks.values())
     lock = {
@@ -117,6 +117,27 @@ def plan(suite: Suite, limit: int | None = None, device: str = "cpu") -> Plan:
         **({"targets": solved} if solved else {}),
     }
     return Plan(suite, list(cells.values()), lock, tasks)
+
+
+def _check_place(first: PlannedCell, cell: PlannedCell) -> None:
+    """Refuse a row of two grids that means something else in the second: it is stored once, with one place."""
+    ours, theirs = (
+        {
+            "role": c.placement.role,
+            "baseline": c.placement.baseline,
+            "base_precision": c.base_precision,
+            "batch_tokens": c.batch_tokens,
+            "devices": c.devices,
+        }
+        for c in (first, cell)
+    )
+    if wrong := [name for name in ours if ours[name] != theirs[name]]:
+        before, after = first.placement, cell.placement
+        raise InputError(
+            f"{after.label} on {cell.spec.task.id} is one cell of grid {before.grid} and of grid {after.grid}, with "
+            f"another {' and '.join(wrong)} in each; the second would be left out",
+            "put them into suites of their own, each with its results folder",
+        )
 
 
 def _encode_once(cells: Iterable[PlannedCell], systems: Iterable[_ResolvedSystem]) -> None:

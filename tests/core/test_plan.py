@@ -179,6 +179,18 @@ def test_knobs_versions_and_calibration_are_in_the_specification(small):
         planned(small, grids=one_grid(small, wanda))
 
 
+def test_a_row_of_two_grids_that_is_compared_otherwise_is_refused(small):
+    rows = ["dense", {"method": "magnitude", "budgets": {"sparsity": [0.2, 0.5]}}]
+    (first,) = one_grid(small, *rows)
+    made = planned(small, grids=[first, {**first, "name": "again"}])
+    assert {c.placement.grid for c in made.cells} == {first["name"]}  # the same rows, meaning the same
+    with pytest.raises(InputError, match=f"grid {first['name']} and of grid other, with another baseline"):
+        planned(small, grids=[first, {**first, "name": "other", "baseline": "magnitude 20%"}])
+    systems = {**small.data["systems"], "twin": {**small.data["systems"]["stories"], "base_precision": "4-bit"}}
+    with pytest.raises(InputError, match="another base_precision in each"):
+        planned(small, systems=systems, grids=[first, {**first, "name": "other", "system": "twin"}])
+
+
 def test_a_suites_seed_draws_other_samples(small):
     tasks = [
         {"task": "needle-512", "limit": 4},

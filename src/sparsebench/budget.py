@@ -71,7 +71,7 @@ class Budget:
                 raise InputError(f"budget {self.kind}={self.value}: must be a whole number of at least 1")
             object.__setattr__(self, "value", int(self.value))
             return
-        object.__setattr__(self, "value", float(self.value))
+        object.__setattr__(self, "value", float(self.value) + 0.0)  # of -0.0 it makes 0.0
         if self.kind == "sparsity" and not 0 <= float(self.value) < 1:
             raise InputError(f"budget sparsity={self.value}: must be at least 0 and below 1", "0.5 leaves out half")
         if self.kind in ("coverage", *ISO_KINDS) and not 0 < float(self.value) <= 1:

@@ -24,6 +24,8 @@ PREDICTED_SHARE = 0.4
 """Share of the matrix-product peak that a forward pass reaches, for predicted times."""
 
 
+OTHER_BATCH = 384
+"""Tokens of a forward pass of noise rows that differ in nothing else."""
 TIMED_TOKENS = 2 * 32 * 16
 """Tokens of the single queries that a retriever is timed with: at one thread and at all, 32 queries of about 16."""
 
@@ -112,7 +114,7 @@ def plan(suite: Suite, limit: int | None = None, device: str = "cpu") -> Plan:
     cells: dict[str, PlannedCell] = {}
     for grid in suite.grids:
         for cell in _grid_cells(suite, grid, systems, tasks, calibrations, limit, device):
-            cells.setdefault(cell.id, cell)
+            _check_place(cells.setdefault(cell.id, cell), cell)
     _encode_once(cells.values(), systems.values())
     _check_margins(suite, tasks.values())
     lock = {
@@ -122,6 +124,27 @@ def plan(suite: Suite, limit: int | None = None, device: str = "cpu") -> Plan:
         **({"targets": solved} if solved else {}),
     }
     return Plan(suite, list(cells.values()), lock, tasks)
+
+
+def _check_place(first: PlannedCell, cell: PlannedCell) -> None:
+    """Refuse a row of two grids that means something else in the second: it is stored once, with one place."""
+    ours, theirs = (
+        {
+            "role": c.placement.role,
+            "baseline": c.placement.baseline,
+            "base_precision": c.base_precision,
+            "batch_tokens": c.batch_tokens,
+            "devices": c.devices,
+        }
+        for c in (first, cell)
+    )
+    if wrong := [name for name in ours if ours[name] != theirs[name]]:
+        before, after = first.placement, cell.placement
+        raise InputError(
+            f"{after.label} on {cell.spec.task.id} is one cell of grid {before.grid} and of grid {after.grid}, with "
+            f"another {' and '.join(wrong)} in each; the second would be left out",
+            "put them into suites of their own, each with its results folder",
+        )
 
 
 def _encode_once(cells: Iterable[PlannedCell], systems: Iterable[_ResolvedSystem]) -> None:
@@ -330,11 +353,21 @@ def _changed(system: _ResolvedSystem, entry: MethodEntry, device: str) -> tuple[
     change = entry.noise
     if change is None:
         return system.spec, system.entry.batch_tokens
+    from sparsebench.systems.causal_lm import BATCH_TOKENS
     from sparsebench.systems.loading import resolve_dtype
 
-    dtype = system.spec.dtype
+    dtype, own = system.spec.dtype, system.entry.batch_tokens or BATCH_TOKENS.get(device.partition(":")[0])
     if change.dtype is not None:
         dtype = str(resolve_dtype(change.dtype, device)).removeprefix("torch.")
     batch = change.batch_tokens or system.entry.batch_tokens
-    replica = f"A/A {dtype}" if dtype != system.spec.dtype else f"A/A batch {batch}"
-    return system.spec.model_copy(update={"dtype": dtype, "replica": replica}), batch
+    changed = [dtype] * (dtype != system.spec.dtype)
+    if not changed and change.batch_tokens is None and system.entry.dtype == "auto":
+        batch = OTHER_BATCH  # a suite for machines of several kinds, on one where the two dtypes are one
+    changed += [f"batch {batch}"] * (batch not in (None, system.entry.batch_tokens, own))
+    if not changed:
+        raise InputError(
+            f"the noise row of {system.spec.ref} runs as the dense one does, in {dtype}"
+            + (f" at batch_tokens {batch}" if batch else ""),
+            f"give it another dtype or batch_tokens, as in noise: {{batch_tokens: {OTHER_BATCH}}}",
+        )
+    return system.spec.model_copy(update={"dtype": dtype, "replica": f"A/A {', '.join(changed)}"}), batch

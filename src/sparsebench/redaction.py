@@ -22,7 +22,8 @@ _SHORTEST = 8
 _ADDRESS = re.compile(r"\b[a-zA-Z][a-zA-Z0-9+.-]*://[^\s'\"<>]+")
 _SHAPES = re.compile(
     r"\bhf_[A-Za-z0-9]{16,}|\bsk-[A-Za-z0-9_-]{16,}|\bgh[pousr]_[A-Za-z0-9]{20,}|\bgithub_pat_\w{20,}|\bglpat-[\w-]{16,}"
-    r"|\bAKIA[A-Z0-9]{12,}|\bxox[abprs]-[\w-]{10,}|\bpypi-[\w-]{32,}|\beyJ[\w-]{8,}\.eyJ[\w-]{8,}\.[\w-]+"
+    r"|\bA[KS]IA[A-Z0-9]{12,}|\bxox[abeprs]-[\w-]{10,}|\bxapp-[\w-]{16,}|\bpypi-[\w-]{32,}|\bnpm_[A-Za-z0-9]{16,}"
+    r"|\bAIza[\w-]{30,}|\b[sr]k_(?:live|test)_[A-Za-z0-9]{16,}|\beyJ[\w-]{8,}\.eyJ[\w-]{8,}\.[\w-]+"
 )
 _BEARER = re.compile(r"(\b(?:Bearer|Basic)\s+)[A-Za-z0-9._~+/=-]{8,}")
 _OPTION = re.compile(rf"(--?[\w-]*(?:{_SECRET})(?:[ =]))(\S+)|(\b[\w-]*(?:{_SECRET})=)(\S+)", re.IGNORECASE)

@@ -68,3 +68,8 @@ def test_labels_and_numbers():
     assert Budget("pattern", "1:4").number == 0.25
     assert Budget("pattern", "02:04") == Budget("pattern", "2:4")
     assert parse_pattern("2:4") == (2, 4)
+
+
+def test_zero_has_no_sign():
+    budget = Budget("sparsity", -0.0)
+    assert (budget.label, str(budget.value)) == ("0%", "0.0")

@@ -179,6 +179,61 @@ def test_knobs_versions_and_calibration_are_in_the_specification(small):
         planned(small, grids=one_grid(small, wanda))
 
 
+def test_a_row_of_two_grids_that_is_compared_otherwise_is_refused(small):
+    rows = ["dense", {"method": "magnitude", "budgets": {"sparsity": [0.2, 0.5]}}]
+    (first,) = one_grid(small, *rows)
+    made = planned(small, grids=[first, {**first, "name": "again"}])
+    assert {c.placement.grid for c in made.cells} == {first["name"]}  # the same rows, meaning the same
+    with pytest.raises(InputError, match=f"grid {first['name']} and of grid other, with another baseline"):
+        planned(small, grids=[first, {**first, "name": "other", "baseline": "magnitude 20%"}])
+    systems = {**small.data["systems"], "twin": {**small.data["systems"]["stories"], "base_precision": "4-bit"}}
+    with pytest.raises(InputError, match="another base_precision in each"):
+        planned(small, systems=systems, grids=[first, {**first, "name": "other", "system": "twin"}])
+
+
+def noise(small, *changes, **system):
+    systems = {**small.data["systems"], "stories": {**small.data["systems"]["stories"], "dtype": "float32", **system}}
+    rows = [{"method": "dense", "noise": change} for change in changes]
+    made = planned(small, systems=systems, grids=one_grid(small, "dense", *rows))
+    return [(c.spec.system.replica, c.spec.system.dtype, c.batch_tokens) for c in made.cells if c.spec.system.replica]
+
+
+def test_noise_rows_that_differ_are_kept_apart(small):
+    assert noise(
+        small,
+        {"dtype": "bfloat16"},
+        {"dtype": "bfloat16", "batch_tokens": 64},
+        {"dtype": "bfloat16", "batch_tokens": 128},
+        {"batch_tokens": 64},
+        {"dtype": "float32", "batch_tokens": 32},
+    ) == [
+        ("A/A bfloat16", "bfloat16", None),
+        ("A/A bfloat16, batch 64", "bfloat16", 64),
+        ("A/A bfloat16, batch 128", "bfloat16", 128),
+        ("A/A batch 64", "float32", 64),
+        ("A/A batch 32", "float32", 32),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("change", "system"),
+    [
+        ({"dtype": "float32"}, {}),
+        ({"batch_tokens": 2048}, {}),
+        ({"batch_tokens": 64}, {"batch_tokens": 64}),
+        ({"dtype": "float32", "batch_tokens": 64}, {"batch_tokens": 64}),
+    ],
+)
+def test_a_noise_row_that_is_the_dense_row_is_refused(small, change, system):
+    with pytest.raises(InputError, match="runs as the dense one does"):
+        noise(small, change, **system)
+
+
+def test_a_noise_row_in_the_only_dtype_of_a_machine_takes_another_batch(small, monkeypatch):
+    monkeypatch.setattr("torch.ops.mkldnn._is_mkldnn_bf16_supported", lambda: False)
+    assert noise(small, {"dtype": "float32"}, dtype="auto") == [("A/A batch 384", "float32", 384)]
+
+
 def test_a_suites_seed_draws_other_samples(small):
     tasks = [
         {"task": "needle-512", "limit": 4},

@@ -35,6 +35,16 @@ def everything(folder) -> str:
     return "\n".join(found)
 
 
+@pytest.mark.parametrize(
+    "prefix",
+    ["hf_", "sk-", "ghp_", "gho_", "github_pat_", "glpat-", "AKIA", "ASIA", "xoxb-", "xapp-", "pypi-", "npm_", "AIza", "sk_live_"],
+)  # fmt: skip
+def test_tokens_of_known_forms_are_hidden(prefix):
+    token = prefix + "A1B2C3D4E5F6G7H8J9K0" * 2
+    assert redacted({"description": f"with {token}, in a text"}) == {"description": f"with {HIDDEN}, in a text"}
+    assert redacted_text(f"{prefix}short is no token") == f"{prefix}short is no token"
+
+
 def test_a_run_whose_errors_answers_and_command_hold_secrets_publishes_none(small, tmp_path, monkeypatch, capfd):
     def broken(self, layer):
         raise RuntimeError(f"401 for https://me:{PASSWORD}@host/x?token={KEY} with Authorization: Bearer {TOKEN}")

@@ -258,7 +258,14 @@
     document.querySelectorAll("button.theme").forEach(themeButton);
     document.querySelectorAll("pre[data-copy]").forEach(copyButton);
     document.querySelectorAll(".scroll").forEach((box) => {
-      box.addEventListener("scroll", () => box.classList.toggle("moved", box.scrollLeft > 0), { passive: true });
+      const sides = () => {
+        box.classList.toggle("moved", box.scrollLeft > 0);
+        box.classList.toggle("more", box.scrollLeft + box.clientWidth < box.scrollWidth - 1);
+      };
+      box.addEventListener("scroll", sides, { passive: true });
+      // The table's own width changes with the columns and rows that are shown, the box's with the window.
+      const watch = new ResizeObserver(sides);
+      [box, box.querySelector("table")].forEach((part) => part && watch.observe(part));
     });
     const form = document.querySelector("form.filters");
     const table = document.querySelector("table.leaderboard");

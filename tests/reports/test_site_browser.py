@@ -359,6 +359,18 @@ def test_axe_finds_nothing_serious(browser: Any, built: Path, axe: str, scheme: 
     assert found == {}
 
 
+def test_a_table_that_goes_on_to_the_right_says_so(browser: Any, synthetic: Path) -> None:
+    said = "getComputedStyle(document.querySelector('table.leaderboard caption'), '::after').content"
+    for width, there in ((390, True), (4000, False)):
+        with page_of(browser, viewport={"width": width, "height": 900}) as watched:
+            watched.page.goto((synthetic / "leaderboard/index.html").as_uri())
+            watched.page.wait_for_timeout(200)
+            assert ("Scroll sideways" in watched.page.evaluate(said)) is there
+            watched.page.evaluate("document.querySelector('.scroll').scrollLeft = 1e6")
+            watched.page.wait_for_timeout(200)
+            assert "Scroll sideways" not in watched.page.evaluate(said)
+
+
 @pytest.mark.parametrize("width", WIDTHS)
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_pages_fit_their_window(browser: Any, built: Path, width: str, scheme: str, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import fuzzing
 import models
 import numpy as np
 import pytest
+import torch
 from gguf import GGUFWriter
 
 from sparsebench.errors import InputError
@@ -116,3 +117,28 @@ def test_a_configuration_that_is_no_json_is_refused(tmp_path: Path, text: str) -
     (tmp_path / "m" / "config.json").write_bytes(text.encode(errors="surrogateescape"))
     with pytest.raises(InputError, match="not JSON"):
         check_causal(model_files(f"path:{tmp_path / 'm'}"))
+
+
+class Order:
+    """What a pickle runs when it is read without care."""
+
+    def __init__(self, place: Path) -> None:
+        self.place = place
+
+    def __reduce__(self) -> tuple[object, tuple[str, str]]:
+        return open, (str(self.place), "w")
+
+
+def test_of_a_pickle_tensors_are_read_and_nothing_is_run(tmp_path: Path) -> None:
+    model = models.tiny_model("llama")
+    model.save_pretrained(tmp_path / "m")
+    models.tiny_tokenizer().save_pretrained(tmp_path / "m")
+    (tmp_path / "m" / "model.safetensors").unlink()
+    weights = dict(model.state_dict())
+    torch.save(weights, tmp_path / "m" / "pytorch_model.bin")
+    loaded = load_causal_lm(f"path:{tmp_path / 'm'}", "float32").model.state_dict()
+    assert all(torch.equal(loaded[name], weight) for name, weight in weights.items())
+    torch.save({**weights, "more": Order(tmp_path / "made")}, tmp_path / "m" / "pytorch_model.bin")
+    with pytest.raises(InputError, match="does not load"):
+        load_causal_lm(f"path:{tmp_path / 'm'}", "float32")
+    assert not (tmp_path / "made").exists()

@@ -181,7 +181,10 @@ def _load_model(files: ModelFiles, dtype: torch.dtype) -> Any:
 
     try:
         with quiet():
-            model, found = AutoModelForCausalLM.from_pretrained(files.folder, dtype=dtype, output_loading_info=True)
+            # Of a pickle, as older models are stored in, tensors are read and nothing else.
+            model, found = AutoModelForCausalLM.from_pretrained(
+                files.folder, dtype=dtype, output_loading_info=True, weights_only=True
+            )
     except MemoryError:
         raise
     except Exception as error:  # transformers raises whatever a damaged or a foreign checkpoint makes it meet

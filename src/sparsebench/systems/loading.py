@@ -8,7 +8,7 @@ import json
 import logging
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -186,17 +186,29 @@ def _load_model(files: ModelFiles, dtype: torch.dtype) -> Any:
 
     try:
         with quiet():
-            model, found = AutoModelForCausalLM.from_pretrained(files.folder, dtype=dtype, output_loading_info=True)
+            # Of a pickle, as older models are stored in, tensors are read and nothing else.
+            model, found = AutoModelForCausalLM.from_pretrained(
+                files.folder, dtype=dtype, output_loading_info=True, weights_only=True
+            )
     except MemoryError:
         raise
     except Exception as error:  # transformers raises whatever a damaged or a foreign checkpoint makes it meet
         message = f"{files.ref} does not load as a causal language model: {_first_line(error)}"
         raise InputError(message) from error
-    wrong = sorted(str(name) for kind in ("missing_keys", "mismatched_keys") for name in found.get(kind, ()))
+    _check_complete(files.ref, found)
+    return model
+
+
+def _check_complete(name: str, found: Mapping[str, Any]) -> None:
+    """Whether a checkpoint had every weight, by what transformers says of loading it.
+
+    Raises:
+        InputError: Some were missing, and are random now.
+    """
+    wrong = sorted(str(key) for kind in ("missing_keys", "mismatched_keys") for key in found.get(kind, ()))
     if wrong:
         shown = ", ".join(wrong[:3]) + (", ..." if len(wrong) > 3 else "")
-        raise InputError(f"{files.ref}: {len(wrong)} weights are not in the checkpoint, or of another shape: {shown}")
-    return model
+        raise InputError(f"{name}: {len(wrong)} weights are not in the checkpoint, or of another shape: {shown}")
 
 
 def _first_line(error: Exception) -> str:
@@ -254,7 +266,7 @@ def check_causal(files: ModelFiles) -> None:
         )
     try:
         data = json.loads(config.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{config}: not JSON ({error})") from None
     kinds = data.get("architectures") if isinstance(data, dict) else None
     if isinstance(kinds, list) and kinds and not any(str(kind).endswith(CAUSAL) for kind in kinds):
@@ -271,15 +283,22 @@ def _converted(path: Path, fingerprint: str) -> Path:
     if target.exists():
         return target
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     with staging(target.parent) as aside, quiet(), redirect_stderr(io.StringIO()):
         try:
             options = {"gguf_file": path.name}
-            loaded = AutoModelForCausalLM.from_pretrained(path.parent, dtype=torch.float32, **options)
+            _check_declared(path, AutoConfig.from_pretrained(path.parent, **options))
+            loaded, found = AutoModelForCausalLM.from_pretrained(
+                path.parent, dtype=torch.float32, output_loading_info=True, **options
+            )
+            _check_complete(path.name, found)
             tokenizer = AutoTokenizer.from_pretrained(path.parent, **options)
-        except (ValueError, OSError, RuntimeError, KeyError) as error:
-            raise InputError(f"{path.name} does not convert: {error}") from error
+            precision = gguf_precision(path)
+        except (MemoryError, InputError):
+            raise
+        except Exception as error:  # the readers raise whatever a damaged file makes them meet
+            raise InputError(f"{path.name} does not convert: {_first_line(error)}") from error
         config = loaded.config
         if hasattr(config, "quantization_config"):
             del config.quantization_config
@@ -289,8 +308,29 @@ def _converted(path: Path, fingerprint: str) -> Path:
         clean.save_pretrained(aside)
         tokenizer.save_pretrained(aside)
         # Reading a GGUF file's tables takes seconds, so what they say of the precision is kept.
-        (aside / PRECISION).write_text(gguf_precision(path), encoding="utf-8")
+        (aside / PRECISION).write_text(precision, encoding="utf-8")
         return publish(aside, target)
+
+
+def _check_declared(path: Path, config: Any) -> None:
+    """Whether a GGUF file holds the weights that its configuration speaks of, before room is made for them.
+
+    Raises:
+        InputError: It holds far fewer.
+    """
+    import torch
+    from gguf import GGUFReader
+    from transformers import AutoModelForCausalLM
+
+    tensors = GGUFReader(str(path)).tensors
+    layers = getattr(config, "num_hidden_layers", 0)
+    if layers > len(tensors):
+        raise InputError(f"{path.name} declares {layers:,} layers and holds {len(tensors):,} tensors")
+    with torch.device("meta"):
+        declared = sum(weight.numel() for weight in AutoModelForCausalLM.from_config(config).parameters())
+    held = sum(int(tensor.n_elements) for tensor in tensors)
+    if declared > 2 * held:  # a matrix that two layers share may be held once
+        raise InputError(f"{path.name} declares {declared:,} weights and holds {held:,}")
 
 
 def _cached_digest(path: Path) -> str:

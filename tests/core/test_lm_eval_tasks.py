@@ -210,6 +210,17 @@ def test_templates_of_local_files_are_rendered_in_a_sandbox(written, story, temp
     assert utils.env is before
 
 
+def test_templates_of_local_files_end(written, story):
+    endless = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}{{ question }}"
+    with pytest.raises(InputError, match="goes through loops"):
+        registry.get(f"lm-eval:{written({**CHOICE, 'doc_to_text': endless})}").bind(story.tokenizer)
+    plain = (
+        "{{ question | regex_replace('[aeiou]', '') }} {{ none }}{% for i in range(3) %}{{ loop.index }}{% endfor %}"
+    )
+    bound = registry.get(f"lm-eval:{written({**CHOICE, 'doc_to_text': plain})}").bind(story.tokenizer)
+    assert all(" None123" in str(each.args) for each in bound.instances)
+
+
 def test_tasks_without_a_mean(written, story):
     path = written({**CHOICE, "metric_list": [{"metric": "f1"}], "num_fewshot": 0})
     with pytest.raises(InputError, match="no metric that is a mean"):

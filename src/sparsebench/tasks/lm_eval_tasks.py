@@ -6,11 +6,12 @@ import json
 import logging
 import math
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sparsebench.data.digests import content_hash
 from sparsebench.errors import InputError, MissingError, UnknownNameError
@@ -19,6 +20,11 @@ from sparsebench.metrics import Metric
 from sparsebench.records import DataFact, TaskSpec
 from sparsebench.tasks.base import BoundTask, Task, TaskResult, Workload
 from sparsebench.tasks.lm_eval_files import local_config
+
+if TYPE_CHECKING:
+    from jinja2 import Template
+
+    from sparsebench.tasks.templates import BoundedEnvironment
 
 RATIOS = {"word_perplexity": True, "byte_perplexity": True, "bits_per_byte": False}
 """lm-eval's metrics over (log-likelihood, count) pairs, and whether they are exponentials."""
@@ -54,18 +60,40 @@ class LmEvalTask(Task):
         return LmEvalTask(self.name, self.seed + seed)
 
 
+class _Bounded:
+    """What lm-eval asks of an environment of Jinja."""
+
+    def __init__(self, regex_replace: Callable[..., str]) -> None:
+        from sparsebench.tasks.templates import BoundedEnvironment
+
+        self._environment = BoundedEnvironment(nulls=True)
+        self._environment.filters["regex_replace"] = regex_replace
+
+    def from_string(self, source: str) -> _Template:
+        """A template with bounds of work and of length."""
+        return _Template(self._environment, self._environment.template(source))
+
+
+@dataclass(frozen=True)
+class _Template:
+    environment: BoundedEnvironment
+    template: Template
+
+    def render(self, **document: Any) -> str:
+        """The text that it makes of a document."""
+        return self.environment.text(self.template, document)
+
+
 @contextmanager
 def _working(local: bool) -> Iterator[None]:
-    """Within the context lm-eval is quiet, and the templates of a local task are rendered in a sandbox."""
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
+    """Within the context lm-eval is quiet, and the templates of a local task are rendered in a bounded sandbox."""
     from lm_eval import utils
 
     logger = logging.getLogger("lm_eval")
     level, own = logger.level, utils.env
     logger.setLevel(logging.ERROR)
     if local:
-        utils.env = ImmutableSandboxedEnvironment(undefined=own.undefined, keep_trailing_newline=True)
-        utils.env.filters.update(own.filters)
+        utils.env = _Bounded(own.filters["regex_replace"])
     try:
         yield
     finally:

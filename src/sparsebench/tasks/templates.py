@@ -37,11 +37,15 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
 
     Beyond what the sandbox forbids, a template can go through loops `WORK` times, or call a tenth as often, and make
     nothing of more than `LONGEST` characters or items.
+
+    Args:
+        nulls: Whether null is printed, as `None`; else it is refused.
     """
 
     intercepted_binops = frozenset({"+", "*", "**", "%"})
 
-    def __init__(self) -> None:
+    def __init__(self, nulls: bool = False) -> None:
+        self._nulls = nulls
         super().__init__(
             undefined=StrictUndefined, keep_trailing_newline=True, autoescape=False, finalize=self._printed
         )
@@ -106,7 +110,7 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
             raise SecurityError(f"it goes through loops and calls more than {WORK:,} times")
 
     def _printed(self, value: Any) -> Any:
-        if value is None:
+        if value is None and not self._nulls:
             raise ValueError("null where a text is wanted")
         if isinstance(value, str):
             self._characters += len(value)

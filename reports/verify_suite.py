@@ -8,9 +8,10 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from sparsebench.errors import SparseBenchError
+from sparsebench.errors import IntegrityError, SparseBenchError
 from sparsebench.planned_cell import seeds_of
 from sparsebench.records import CellSpec, MemberSpec
+from sparsebench.reports.rules import conclusions
 from sparsebench.reports.sources import Source
 from sparsebench.reports.verify_record import Found
 from sparsebench.suite import Member, Suite
@@ -29,6 +30,10 @@ def suite_findings(source: Source) -> Iterator[Found]:
     if not source.suite:
         yield "cannot check", "suite", "no suite.json: margins and completeness are not known"
         return
+    try:
+        conclusions(source)
+    except IntegrityError as error:
+        yield "error", "suite", error.message  # no report can be made by them
     if not isinstance(stored, dict) or "grids" not in stored:
         yield "cannot check", "suite", "suite.json names no grids: completeness is not known"
         return

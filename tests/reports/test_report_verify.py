@@ -223,6 +223,14 @@ def test_texts_against_the_licence_are_found(writer: Writer) -> None:
     assert found.check == "licence"
 
 
+def test_rules_that_no_report_can_follow_are_errors(writer: Writer) -> None:
+    writer.cell(CHOICE, "pruning")
+    suite = json.loads((writer.store.root / "suite.json").read_text())
+    suite["suite"]["conclude"] = {**suite["suite"].get("conclude", {}), "resamples": 10**15}
+    (writer.store.root / "suite.json").write_text(json.dumps(suite))
+    assert any("conclude.resamples" in f.message for f in errors(writer))
+
+
 def test_links_and_unknown_suites(writer: Writer) -> None:
     cell = writer.cell(CHOICE, "pruning")
     shutil.move(cell.folder / "env.json", writer.store.root / "env.json")

@@ -14,6 +14,7 @@ from collections import defaultdict
 from pathlib import Path
 
 from sparsebench.reports.collect import collect
+from sparsebench.reports.notation import by_number
 from sparsebench.reports.safe import safe_sparsities
 
 MARKS = {"improved": " ▲", "non-inferior": " ●", "regressed": " ▼", "no signal": " ○"}
@@ -46,7 +47,7 @@ def main() -> None:
                 key = (row["family"], row["method"], row["config"], budget)
                 rows[key][row["task"]] = text + MARKS.get(row["verdict"], "")
         names = ["family", "method", "config", "budget"]
-    tasks = sorted({task for row in rows.values() for task in row})
+    tasks = sorted({task for row in rows.values() for task in row}, key=by_number)
     print("| " + " | ".join([*names, *tasks]) + " |")
     print("| " + " | ".join(["---"] * len(names) + ["---:"] * len(tasks)) + " |")
     for key, row in sorted(rows.items(), key=lambda item: (item[0][1] != "dense", item[0])):

@@ -46,7 +46,7 @@ def leaderboard_pages(
                 "caption": f"Results, {name}" + (f", part {k + 1} of {len(parts)}" if len(parts) > 1 else ""),
                 "tabs": tabs,
                 "families": family_order(row["family"] for row in part if row["family"]) if name == "all" else [],
-                "tasks": sorted({row["task"] for row in rows if row["task"]}),
+                "tasks": sorted({row["task"] for row in rows if row["task"]}, key=notation.by_number),
                 "verdicts": [v for v in notation.VERDICTS if any(row["verdict"] == v for row in rows)],
                 "rows": part,
                 "total": len(rows),

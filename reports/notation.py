@@ -13,6 +13,15 @@ MINUS = "\N{MINUS SIGN}"
 TIMES = "\N{MULTIPLICATION SIGN}"
 
 
+def by_number(name: str) -> list[tuple[str, int]]:
+    """What names are sorted by: `needle-512` before `needle-1024`.
+
+    >>> sorted(["needle-1024", "needle-512", "facts"], key=by_number)
+    ['facts', 'needle-512', 'needle-1024']
+    """
+    return [(text, int(digits or -1)) for text, digits in re.findall(r"([^0-9]*)([0-9]{0,18})", name)]
+
+
 @dataclass(frozen=True)
 class Mark:
     """How a verdict is shown: a symbol and a word always, a colour where there is one."""

@@ -172,7 +172,9 @@ def safe_table(safe: Sequence[SafeSparsity], pages: Pages, most: int = 60, fulle
     """Lay out the largest safe sparsities; with `fullest` of each configuration the lines with most tasks alone."""
     # What leaves nothing out has no level to ask about.
     safe = [s for s in safe if s.levels > 1 or 0 not in (s.largest, s.first_failure)]
-    columns = sorted({(s.row["task"], s.row["metric"]) for s in safe})
+    columns = sorted(
+        {(s.row["task"], s.row["metric"]) for s in safe}, key=lambda column: [notation.by_number(x) for x in column]
+    )
     told_apart = _told_apart(safe)
     lines: dict[tuple[str, ...], dict[str, Any]] = {}
     for s in safe:

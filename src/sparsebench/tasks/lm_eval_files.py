@@ -19,7 +19,7 @@ CODE = frozenset(
 )
 """Keys whose values are functions, or name code."""
 READERS = frozenset({"json", "csv", "parquet", "text"})
-"""Formats of `datasets` that a file may name as its `dataset_path`; names without a slash are readers."""
+"""Formats of `datasets` that a file may name as its `dataset_path`; of its other readers some unpickle."""
 DATA_KEYS = frozenset(
     {"data_files", "data_dir", "revision", "split", "field", "sep", "delimiter", "column_names", "encoding"}
 )
@@ -110,9 +110,16 @@ def _check_fewshot(source: YamlSource) -> None:
         _check_name(source, place, "lm-eval sampler", fewshot["sampler"], SAMPLER_REGISTRY)
 
 
+def _of_the_hub(path: str) -> bool:
+    """Whether a name is a path, or a data set of the hub and none of the readers of `datasets`, of which some unpickle."""
+    from datasets.packaged_modules import _PACKAGED_DATASETS_MODULES as READ_BY_DATASETS
+
+    return bool(re.search(r"[/\\]", path)) or (path not in READ_BY_DATASETS and not path.endswith(".py"))
+
+
 def _check_data(source: YamlSource) -> None:
     path = source.data.get("dataset_path")
-    if path is not None and not (isinstance(path, str) and (path in READERS or re.search(r"[/\\]", path))):
+    if path is not None and not (isinstance(path, str) and (path in READERS or _of_the_hub(path))):
         hint = f"{', '.join(sorted(READERS))} with `data_files`, or a data set of the hub as org/name"
         raise source.error(("dataset_path",), f"{path!r} is no format of data that holds no code", hint)
     if isinstance(path, str):

@@ -234,10 +234,13 @@ def test_what_griffin_leaves_out_is_not_there() -> None:
     with attached(system, [create("griffin", sparsity=0.5, mode="executed")]), torch.no_grad():
         cache = system.model(ids[:, :18], use_cache=True).past_key_values
         first = system.model(ids[:, 18:19], past_key_values=cache, use_cache=True)
-        for block in system.model.model.layers:
-            for layer in (block.mlp.gate_proj, block.mlp.up_proj, block.mlp.down_proj):
-                layer.weight.fill_(torch.nan)
+        weights = [weight for block in system.model.model.layers for weight in block.mlp.parameters()]
+        before = [weight.clone() for weight in weights]
+        for weight in weights:
+            weight.fill_(torch.nan)
         second = system.model(ids[:, 19:], past_key_values=first.past_key_values, use_cache=True)
+        for weight, values in zip(weights, before, strict=True):
+            weight.copy_(values)
     assert torch.isfinite(second.logits).all()
 
 

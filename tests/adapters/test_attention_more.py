@@ -253,7 +253,7 @@ def test_what_cannot_run_says_what_it_needs(name):
     assert card.paper is not None and card.paper.bibtex.startswith("@")
     with pytest.raises(MissingError, match="needs"):
         create(name, **{card.budgets[0]: 8 if card.budgets[0] == "tokens" else 0.5})
-    with pytest.raises(MissingError, match=card.needs[0][:20]), attached(None, [create(name)]):
+    with pytest.raises(MissingError, match=card.needs[0][:20]), attached(models.tiny_system(), [create(name)]):
         pass
 
 

@@ -462,11 +462,15 @@ def test_an_expert_without_a_threshold_stays_dense() -> None:
     unreached = [key for key, inputs in dense_statistics(system, calibration(1, 4)).items() if not inputs.tokens]
     seen: dict[str, int] = {}
     with attached(system, [create("teal", sparsity=0.5, scope="all")], calibration(1, 4)):
-        for site in system.linears:
+        hooks = [
             site.module.register_forward_pre_hook(
                 lambda module, args, key=site.name: seen.update({key: int((args[0] == 0).sum())})
             )
+            for site in system.linears
+        ]
         assert bool(logits(system).isfinite().all())
+        for hook in hooks:
+            hook.remove()
     assert any(key in seen for key in unreached)
     for key, zeros in seen.items():
         assert (zeros == 0) == (key in unreached)

@@ -184,7 +184,7 @@ def test_a_row_of_two_grids_that_is_compared_otherwise_is_refused(small):
     (first,) = one_grid(small, *rows)
     made = planned(small, grids=[first, {**first, "name": "again"}])
     assert {c.placement.grid for c in made.cells} == {first["name"]}  # the same rows, meaning the same
-    with pytest.raises(InputError, match=f"grid {first['name']} and of grid other, with another baseline"):
+    with pytest.raises(InputError, match=f"grid {first['name']} and of grid other, with another role and baseline"):
         planned(small, grids=[first, {**first, "name": "other", "baseline": "magnitude 20%"}])
     systems = {**small.data["systems"], "twin": {**small.data["systems"]["stories"], "base_precision": "4-bit"}}
     with pytest.raises(InputError, match="another base_precision in each"):

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import torch
@@ -108,19 +108,25 @@ def _rewrites_itself(module: torch.nn.Module) -> bool:
 
 
 def _built(module: torch.nn.Module) -> tuple[Any, ...]:
-    """The module itself, so that nothing else gets its id, and what is hung on it."""
+    """The module itself, so that nothing else gets its id, and what is hung on it; of a list what it holds counts."""
     hooks = tuple(hook for kind in HOOKS for hook in getattr(module, kind, {}).values())
-    return module, hooks, vars(module).get("forward"), module.training
+    itself = type(module) if isinstance(module, torch.nn.ModuleList | torch.nn.ModuleDict) else module
+    return itself, hooks, vars(module).get("forward"), module.training
 
 
 def _checksums(tensors: Iterable[torch.Tensor]) -> list[int]:
-    sums = [_checksum(tensor.detach()) for tensor in tensors]
+    weights: dict[torch.device, torch.Tensor] = {}
+    sums = []
+    for tensor in tensors:
+        if tensor.device not in weights:
+            weights[tensor.device] = _weights().to(tensor.device)
+        sums.append(_checksum(tensor.detach(), weights[tensor.device]))
     devices = {value.device for value in sums}
     read = {device: iter(torch.stack([v for v in sums if v.device == device]).tolist()) for device in devices}
     return [next(read[value.device]) for value in sums]
 
 
-def _checksum(tensor: torch.Tensor) -> torch.Tensor:
+def _checksum(tensor: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     """A number that goes by all bytes of a tensor and by their places, int64."""
     if tensor.is_meta or tensor.layout is not torch.strided or not tensor.numel():
         return torch.zeros((), dtype=torch.int64)
@@ -130,7 +136,6 @@ def _checksum(tensor: torch.Tensor) -> torch.Tensor:
     whole = octets.numel() // 8
     words = octets[: 8 * whole].view(torch.int64)
     rows = whole // COLUMNS
-    weights = _weights(tensor.device)
     parts = [(words[: rows * COLUMNS].view(rows, COLUMNS).sum(dim=0) * weights).sum()] if rows else []
     rest = words[rows * COLUMNS :]
     parts.append((rest * weights[: len(rest)]).sum() * 3)
@@ -139,8 +144,8 @@ def _checksum(tensor: torch.Tensor) -> torch.Tensor:
     return torch.stack(parts).sum()
 
 
-@lru_cache(maxsize=16)
-def _weights(device: torch.device) -> torch.Tensor:
+@cache
+def _weights() -> torch.Tensor:
     """An odd number for each column, the same in every process."""
     generator = torch.Generator().manual_seed(0)
-    return (torch.randint(-(2**62), 2**62, (COLUMNS,), generator=generator) * 2 + 1).to(device)
+    return torch.randint(-(2**62), 2**62, (COLUMNS,), generator=generator) * 2 + 1

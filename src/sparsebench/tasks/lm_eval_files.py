@@ -111,7 +111,7 @@ def _check_fewshot(source: YamlSource) -> None:
 
 
 def _of_the_hub(path: str) -> bool:
-    """Whether a name is a path, or a data set of the hub and none of the readers of `datasets`, of which some unpickle."""
+    """Whether a name is a path, or of the hub and none of the readers of `datasets`, of which some unpickle."""
     from datasets.packaged_modules import _PACKAGED_DATASETS_MODULES as READ_BY_DATASETS
 
     return bool(re.search(r"[/\\]", path)) or (path not in READ_BY_DATASETS and not path.endswith(".py"))

@@ -188,7 +188,8 @@ class Masking:
             count = tokens.positions.numel()
             raise InputError(f"{site.name} reads {len(flat)} rows for {count} tokens: it is no place for this method")
         state, threshold = self.states[site.name], self.thresholds[site.name]
-        if flat.is_cuda and site.name not in self._looked_at and not torch.cuda.is_current_stream_capturing():
+        recording = torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
+        if flat.is_cuda and site.name not in self._looked_at and not recording:
             self._looked_at.add(site.name)  # once for each: to look at each pass would be to wait for it
             self.adapter.checked_score(flat, state, tokens.positions, wait=True)
         gone = self.adapter.drop(flat, state, tokens.positions, self.levels[site.name], threshold)

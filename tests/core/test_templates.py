@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 import tracemalloc
 
 import jinja2
@@ -82,11 +81,9 @@ def test_templates_without_end_are_refused(source: str) -> None:
     bounded = BoundedEnvironment()
     if "2000000000" in source:
         tracemalloc.start()
-    start = time.perf_counter()
     try:
         with pytest.raises((SecurityError, OverflowError, RecursionError, jinja2.UndefinedError)):
             bounded.text(bounded.template(source), ROW)
-        assert time.perf_counter() - start < 60
         assert not tracemalloc.is_tracing() or tracemalloc.get_traced_memory()[1] < 50 << 20
     finally:
         tracemalloc.stop()

@@ -439,6 +439,16 @@ def test_which_phase_tolerates_more(folder: Folder, phases, options, verdict) ->
     assert found.verdict == verdict, found.figures
 
 
+def test_lengths_that_the_dense_model_does_not_read_need_no_sparse_rows(folder: Folder) -> None:
+    write_tolerance(folder, "early", "late")
+    folder.values("a-8k", RECALL, (np.arange(500) < 20).astype(float))
+    found = answer(folder, tolerance(tasks={"a": ["a-2k", "a-4k", "a-8k"], "b": ["b-2k"], "c": ["c-2k"]}))
+    assert found.verdict == "holds" and "2 of 3 lengths usable" in [figure.note for figure in found.figures]
+    folder.values("a-6k", RECALL, (np.arange(500) < 200).astype(float))
+    with pytest.raises(InputError, match="a-6k"):
+        answer(folder, tolerance(tasks={"a": ["a-2k", "a-4k", "a-6k"], "b": ["b-2k"], "c": ["c-2k"]}))
+
+
 def contextual() -> rules.Contextual:
     return rules.Contextual(
         kind="contextual-gap",

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from functools import cache
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -126,6 +127,20 @@ class AttentionView:
         return pairs
 
 
+class MaskedDecode(Protocol):
+    """See `kernels.masked_decode`."""
+
+    def suits(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> bool:
+        """Whether it takes them."""
+        ...
+
+    def attend(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, keep: torch.Tensor, scaling: float
+    ) -> torch.Tensor:
+        """See `kernels.masked_decode.attend`."""
+        ...
+
+
 class AttentionPolicy(Protocol):
     """What an attention adapter puts in the place of dense attention."""
 
@@ -174,6 +189,9 @@ def attend_masked(view: AttentionView, keep: torch.Tensor) -> torch.Tensor:
     if blocked.suits(view.query, masked=True):
         last = view.positions.amax(dim=0).cummax(dim=0).values.clamp(min=0)
         return blocked.attend(view.query, view.key, view.value, view.scaling, last, keep)
+    if view.query.device.type == "cuda" and (kernel := _kernel()) is not None:
+        if kernel.suits(view.query, view.key, view.value):
+            return kernel.attend(view.query, view.key, view.value, keep, view.scaling)
     rows, heads, queries, dim = view.query.shape
     if queries == 1 and view.group > 1:
         # One query: the heads of a group are queries of the same key head, and nothing is repeated.
@@ -196,8 +214,27 @@ def scores(view: AttentionView) -> torch.Tensor:
     """Scaled attention logits in float32, [rows, heads, queries, keys]; not masked."""
     rows, heads, queries, dim = view.query.shape
     folded, across = view.query.reshape(rows, view.key.shape[1], view.group * queries, dim), view.key.transpose(-1, -2)
-    logits = torch.matmul(folded.float(), across.float()).reshape(rows, heads, queries, -1) * view.scaling
+    if _widens(folded):
+        logits = torch.bmm(folded.flatten(0, 1), across.flatten(0, 1), out_dtype=torch.float32)
+    else:
+        logits = torch.matmul(folded.float(), across.float())
+    logits = logits.reshape(rows, heads, queries, -1) * view.scaling
     return view.softcap * torch.tanh(logits / view.softcap) if view.softcap is not None else logits
+
+
+def _widens(x: torch.Tensor) -> bool:
+    """Whether products of such tensors come in float32 without copies of them in float32."""
+    return x.device.type == "cuda" and x.dtype in (torch.bfloat16, torch.float16)
+
+
+@cache
+def _kernel() -> MaskedDecode | None:
+    """What attends one query a row on a GPU, where Triton is there."""
+    try:
+        from sparsebench.kernels import masked_decode
+    except ImportError:
+        return None
+    return masked_decode
 
 
 def _attend_explicitly(view: AttentionView, keep: torch.Tensor) -> torch.Tensor:

@@ -48,8 +48,9 @@ def answer(rule: Tolerance, results: Results) -> Answer:
 
 def _task(rule: Tolerance, results: Results, unit: Unit, name: str, forms: Sequence[str]) -> Figure:
     what = f"{unit.name}, {name}: density of prefill over that of decode"
-    lengths = [_length(results, unit, form) for form in forms]
-    usable = [length for length in lengths if length.sheet.means[0] >= rule.usable]
+    # The dense row alone says whether a length is read; the other rows of those that are not need not be there.
+    dense = {form: results.sheet(Measured(task=form), [results.dense(form)]).means[0] for form in forms}
+    usable = [_length(results, unit, form) for form in forms if dense[form] >= rule.usable]
     if not usable:
         return Figure(what, math.nan, unit="x", verdict="underpowered", note="no signal at any length")
     resampled = Resampled([length.sheet for length in usable], rule.resamples, rule.seed)

@@ -2,6 +2,7 @@
 
 - `block_sparse_prefill`: attention over selected blocks of keys
 - `paged_decode`: attention of one token over selected pages of the cache
+- `masked_decode`: attention of one token over the keys that a mask names
 - `selection`: exact top-k lists for both
 - `sparse_gemv`: matrix-vector products over active inputs
 - `gemv_gpu`: products of a few tokens with what they keep; `gemv_cpu`: the same on a processor, by numba
@@ -10,6 +11,6 @@
 - `energy`: joules through NVML
 - `reference`: what they compute, in plain PyTorch
 
-The first four and `gemv_gpu` need Triton and are imported by whoever uses them; TRITON_INTERPRET=1 runs them on a CPU,
+The first five and `gemv_gpu` need Triton and are imported by whoever uses them; TRITON_INTERPRET=1 runs them on a CPU,
 for tests.
 """

@@ -18,6 +18,7 @@ from sparsebench.adapters.attention import _executor
 from sparsebench.adapters.attention.base import AttentionAdapter
 from sparsebench.adapters.calibration import Calibration
 from sparsebench.cost import Request, dense_cost
+from sparsebench.engine import flow
 from sparsebench.engine.attention import attend_dense
 from sparsebench.engine.generation import Generator, Prompt
 from sparsebench.engine.scoring import Scored, score
@@ -317,8 +318,10 @@ def test_shared_prefixes_are_as_computed_apart(name, systems):
 
 
 @pytest.mark.parametrize("name", [name for name in METHODS if "decode" in CARDS[name].phases])
-def test_generated_text_scores_as_the_greedy_one(name, systems):
-    """Decoding step by step in lanes and scoring all at once are the same choice of keys."""
+@pytest.mark.parametrize("multiple", [1, 64])
+def test_generated_text_scores_as_the_greedy_one(name, multiple, systems, monkeypatch):
+    """Decoding step by step in lanes, padded or not, and scoring all at once are the same choice of keys."""
+    monkeypatch.setitem(flow.KEYS_AT_A_TIME, "cpu", multiple)
     system = systems["llama"]
     ids = [random_ids(50, 7), random_ids(50, 7), random_ids(23, 8)]  # two requests share one prompt
     with on(system, (name, views.some_budget(name))):

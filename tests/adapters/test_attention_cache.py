@@ -22,6 +22,7 @@ from sparsebench.adapters.attention._shadow import low_rank
 from sparsebench.adapters.attention.expected_attention import expectation
 from sparsebench.adapters.calibration import Calibration
 from sparsebench.cost import Request, dense_cost
+from sparsebench.engine import flow
 from sparsebench.engine.attention import AttentionView, attend_dense
 from sparsebench.engine.generation import Generator, Prompt
 from sparsebench.engine.lm import SparseLM
@@ -312,8 +313,10 @@ def test_questions_on_one_context_are_as_computed_apart(name, architecture, syst
 
 
 @pytest.mark.parametrize("name", REMEMBERING)
-def test_generated_text_scores_as_the_greedy_one(name, systems):
+@pytest.mark.parametrize("multiple", [1, 64])
+def test_generated_text_scores_as_the_greedy_one(name, multiple, systems, monkeypatch):
     """Two requests share a prompt and each its own memory; a third has a question after its context."""
+    monkeypatch.setitem(flow.KEYS_AT_A_TIME, "cpu", multiple)
     system = systems("llama")
     ids = [random_ids(50, 7), random_ids(50, 7), random_ids(23, 8), random_ids(40, 9)]
     starts = [49, 49, 22, 25]

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
+from torch.nn.functional import pad
 
 from sparsebench.adapters.attention._executor import SelectivePolicy, slice_of
 from sparsebench.adapters.attention._gathered import Tally
 from sparsebench.adapters.attention._rows import part_of
 from sparsebench.adapters.attention._selection import top_mask
 from sparsebench.adapters.attention.mustafar import entries
-from sparsebench.engine.attention import AttentionView, scores
+from sparsebench.engine.attention import AttentionView, attend_masked, scores
 
 if TYPE_CHECKING:
     from sparsebench.adapters.attention.mustafar import Mustafar
+
+ROOM = 256
+"""Keys by which what is known of them grows."""
 
 
 class ElementPolicy(SelectivePolicy):
@@ -23,12 +29,20 @@ class ElementPolicy(SelectivePolicy):
 
     method: Mustafar
 
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self._known: dict[int, Stay] = {}
+
     def attend(self, view: AttentionView) -> torch.Tensor:
         """See `engine.attention.AttentionPolicy`."""
         if not view.decode:
             return super().attend(view)
-        density = 1.0 if self.allowance.density is None else self.allowance.density
-        pruned = replace(view, key=largest(view.key, density), value=largest(view.value, density))
+        stay = self._stay(view)
+        if view.query.shape[2] == 1:
+            near = self._near(view)
+            self._tally(view, stay, near)
+            return attend_masked(stay.pruned(view, near[:, :, 0]), view.visible())
+        pruned = stay.pruned(view)
         rows, heads, queries, _ = view.query.shape
         out = view.query.new_zeros((rows, heads, queries, view.value.shape[-1]))
         step = slice_of(view)
@@ -36,28 +50,38 @@ class ElementPolicy(SelectivePolicy):
             part, other = (part_of(x, first, min(first + step, queries)) for x in (view, pruned))
             near = self._near(part)
             out[:, :, first : first + step] = attend_mixed(part, other, near)
-            self._tally(part, other, near)
+            self._tally(part, stay, near)
         return out
+
+    def _stay(self, view: AttentionView) -> Stay:
+        """What stays of the keys of a view. Of sequences that grow step by step each key is looked at once."""
+        density = 1.0 if self.allowance.density is None else self.allowance.density
+        corrected = getattr(self.system, "correction", None) is not None  # which writes keys anew
+        if view.query.shape[2] > 1 or not view.states or corrected:
+            return Stay.of(view, density)
+        known = self._known.get(view.layer)
+        longer = known.longer(view, density) if known is not None else None
+        self._known[view.layer] = found = Stay.of(view, density) if longer is None else longer
+        return found
 
     def _near(self, view: AttentionView) -> torch.Tensor:
         """Keys that are whole, bool [rows, 1, queries, keys]."""
         keys = torch.arange(view.key.shape[2], device=view.key.device)
         return keys > view.positions[:, None, :, None] - self.method.recent
 
-    def _tally(self, view: AttentionView, pruned: AttentionView, near: torch.Tensor) -> None:
-        """Counts, from the pruned tensors themselves, what is multiplied, read and held."""
+    def _tally(self, view: AttentionView, stay: Stay, near: torch.Tensor) -> None:
+        """Counts, from the entries that stay, what is multiplied, read and held."""
         shape, kv_heads = self.shape, view.key.shape[1]
         width = view.key.shape[-1] + view.value.shape[-1]
-        entries_left = (pruned.key != 0).sum(dim=-1) + (pruned.value != 0).sum(dim=-1)
-        kept = entries_left[:, :, None].double()
+        kept = stay.entries[:, :, None, : view.key.shape[2]].double()
         stored = torch.where(kept >= width, shape.key_bytes, kept * shape.bytes_per_entry + width / 8)
         visible = view.visible()
-        whole, far = float((visible & near).sum()), visible & ~near
-        multiplied = kv_heads * width * whole + float((kept * far).sum())
-        held = kv_heads * shape.key_bytes * whole + float((stored * far).sum())
+        whole, far = (visible & near).sum().double(), visible & ~near
+        multiplied = kv_heads * width * whole + (kept * far).sum()
+        held = kv_heads * shape.key_bytes * whole + (stored * far).sum()
         tally = Tally(
-            kept=round(multiplied * view.group / width),
-            union=round(held / shape.key_bytes),
+            kept=(multiplied * view.group / width).round(),
+            union=(held / shape.key_bytes).round(),
             tiles=view.query.shape[1] * view.dense_pairs(),
         )
         self._count(view, "decode", tally, None)
@@ -65,12 +89,93 @@ class ElementPolicy(SelectivePolicy):
         self.system.counters.add("decode.kv_bytes_resident_dense", kv_heads * view.dense_pairs() * shape.key_bytes)
 
 
-def largest(x: torch.Tensor, density: float) -> torch.Tensor:
-    """Vectors along the last dimension with only their entries of largest magnitude; of equal ones the first."""
+@dataclass
+class Stay:
+    """The entries that stay of the keys and values of some rows, a bit each.
+
+    Attributes:
+        key: uint8 [rows, kv_heads, keys or more, bytes]; the first entry is the lowest bit. None: all stay.
+        value: The same of values.
+        entries: How many stay of a key and its value and are not zero, int32 [rows, kv_heads, keys or more].
+        owners: What the rows' sequences remember, by which they are known again; empty where they are not.
+        lengths: Keys of each row, int64 [rows], on the host.
+    """
+
+    key: torch.Tensor | None
+    value: torch.Tensor | None
+    entries: torch.Tensor
+    owners: Sequence[dict[Any, Any]]
+    lengths: np.ndarray
+
+    @classmethod
+    def of(cls, view: AttentionView, density: float) -> Stay:
+        """What stays where a share of the entries does."""
+        key, value = largest(view.key, density), largest(view.value, density)
+        entries = _left(view.key, key) + _left(view.value, value)
+        owners = [states[-1] for states in view.states]
+        bits = [None if mask is None else _packed(mask) for mask in (key, value)]
+        return cls(bits[0], bits[1], entries, owners, view.geometry.lengths)
+
+    def longer(self, view: AttentionView, density: float) -> Stay | None:
+        """The same with one key more in each row, of some of these rows; None if the view has others."""
+        places = {id(owner): place for place, owner in enumerate(self.owners)}
+        found = [places.get(id(states[-1]), -1) for states in view.states]
+        lengths = view.geometry.lengths
+        if -1 in found or (self.lengths[found] + 1 != lengths).any():
+            return None
+        key, value, entries = self.key, self.value, self.entries
+        if found != list(range(len(self.owners))):
+            rows = torch.tensor(found, device=entries.device)
+            key, value = (None if x is None else x[rows] for x in (key, value))
+            entries = entries[rows]
+        if (more := view.key.shape[2] - entries.shape[2]) > 0:
+            key, value = (None if x is None else pad(x, (0, 0, 0, more + ROOM)) for x in (key, value))
+            entries = pad(entries, (0, more + ROOM))
+        rows, last = torch.arange(len(found), device=entries.device), view.lengths - 1
+        new = replace(view, key=view.key[rows, :, last, None], value=view.value[rows, :, last, None])
+        one = Stay.of(new, density)
+        for whole, added in ((key, one.key), (value, one.value), (entries, one.entries)):
+            if whole is not None and added is not None:
+                whole[rows, :, last] = added[:, :, 0]
+        return Stay(key, value, entries, [states[-1] for states in view.states], lengths)
+
+    def pruned(self, view: AttentionView, near: torch.Tensor | None = None) -> AttentionView:
+        """The view with what stays; keys that are `near`, bool [rows, 1, keys], are whole."""
+
+        def left(x: torch.Tensor, bits: torch.Tensor | None) -> torch.Tensor:
+            if bits is None:
+                return x
+            mask = _unpacked(bits[:, :, : x.shape[2]], x.shape[-1])
+            return x * (mask if near is None else mask | near[..., None])
+
+        return replace(view, key=left(view.key, self.key), value=left(view.value, self.value))
+
+
+def largest(x: torch.Tensor, density: float) -> torch.Tensor | None:
+    """The entries of largest magnitude of vectors along the last dimension, bool; of equal ones the first.
+
+    None where all of them stay.
+    """
     count = entries(x.shape[-1], density)
-    if count >= x.shape[-1]:
-        return x
-    return x * top_mask(x.abs(), torch.tensor(count, device=x.device))
+    return None if count >= x.shape[-1] else top_mask(x.abs(), torch.tensor(count, device=x.device), count)
+
+
+def _left(x: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    present = x != 0
+    return (present if mask is None else present & mask).sum(dim=-1, dtype=torch.int32)
+
+
+def _packed(mask: torch.Tensor) -> torch.Tensor:
+    """Flags along the last dimension, eight to a byte; the last byte is filled up with False."""
+    padded = pad(mask, (0, -mask.shape[-1] % 8)).view(torch.uint8)
+    eights = padded.reshape(*mask.shape[:-1], -1, 8) << torch.arange(8, dtype=torch.uint8, device=mask.device)
+    return eights.sum(dim=-1, dtype=torch.uint8)
+
+
+def _unpacked(packed: torch.Tensor, width: int) -> torch.Tensor:
+    """The first `width` flags of each vector."""
+    bits = torch.tensor([1 << bit for bit in range(8)], dtype=torch.uint8, device=packed.device)
+    return ((packed[..., None] & bits) != 0).flatten(-2)[..., :width]
 
 
 def attend_mixed(view: AttentionView, pruned: AttentionView, near: torch.Tensor) -> torch.Tensor:

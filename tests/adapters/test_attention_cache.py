@@ -773,6 +773,34 @@ def test_mustafar_is_the_reference():
     assert sums["decode.attention.kept"] < sums["decode.attention.visible"]
 
 
+def test_mustafar_knows_sequences_again_that_grow():
+    """Steps of rows that leave, change places or are cut back read what they read alone."""
+    whole = whole_view([(0, 70)] * 3, layer=1)
+    policy = policy_of("mustafar", views.shape_of(), sparsity=0.75, recent=5)
+    memories = [[{}], [{}], [{}]]
+    steps = [([0, 1, 2], [40, 50, 60]), ([0, 1, 2], [41, 51, 61]), ([2, 0], [62, 42]), ([0], [43]), ([0, 1], [30, 52])]
+    for rows, lengths in steps:
+        longest = max(lengths)
+        of = {
+            "query": torch.stack([whole.query[r, :, n - 1 : n] for r, n in zip(rows, lengths, strict=True)]),
+            "key": whole.key[rows, :, :longest].clone(),
+            "value": whole.value[rows, :, :longest].clone(),
+            "positions": torch.tensor(lengths)[:, None] - 1,
+            "lengths": torch.tensor(lengths),
+            "decode": True,
+            "aligned": False,
+            "known": None,
+        }
+        for place, length in enumerate(lengths):
+            of["key"][place, :, length:] = 99.0
+        policy.system.counters.reset()
+        out = policy.attend(replace(whole, **of, states=[memories[row] for row in rows]))
+        sums = dict(policy.system.counters.sums)
+        alone = policy_of("mustafar", views.shape_of(), sparsity=0.75, recent=5)
+        assert torch.equal(out, alone.attend(replace(whole, **of, states=[])))
+        assert sums == dict(alone.system.counters.sums)
+
+
 def test_mustafar_shares_prefixes():
     chosen = create("mustafar", sparsity=0.5)
     assert chosen.adapter.shares_prefixes(chosen.budget)

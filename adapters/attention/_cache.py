@@ -31,6 +31,15 @@ Protocol = Literal["query-agnostic", "query-aware"]
 last token of the prompt. A task that marks no context is query-aware either way."""
 
 
+DOUBT = "whether there was NaN among the scores of a prompt"
+"""Where it stands in what is known of a prompt, until a device is asked."""
+
+
+def unsound(method: str, layer: int) -> InputError:
+    """What to say of scores that rank nothing."""
+    return InputError(f"{method}: `score` gives what is not a number (NaN) in layer {layer}")
+
+
 class PromptAdapter(AttentionAdapter):
     """A method that looks at each prompt once, at the end of prefill, and acts in decode on what it remembers of it."""
 
@@ -80,6 +89,8 @@ class CacheAdapter(PromptAdapter):
         Raises:
             InputError: There is not one for each key of each key head, or one is not a number.
         """
+        from sparsebench.adapters.attention._selection import ASKED
+
         score = self.score(prompt, prepared)
         wanted = prompt.key.shape[1:3]
         if score.shape != wanted:
@@ -88,8 +99,11 @@ class CacheAdapter(PromptAdapter):
                 f"not [kv_heads, keys] = {list(wanted)}",
                 "a prompt is one row: of its tensors take the first, as in `prompt.key[0]`",
             )
-        if bool(score.isnan().any()):
-            raise InputError(f"{self.card.id}: `score` gives what is not a number (NaN) in layer {prompt.layer}")
+        doubt = score.isnan().any()
+        if doubt.device.type not in ASKED:  # whoever cuts prompts asks for all of them at once
+            prompt.geometry.memo[DOUBT] = doubt
+        elif bool(doubt):
+            raise unsound(self.card.id, prompt.layer)
         return score
 
     def keep(self, prompt: AttentionView, count: int, prepared: Prepared) -> torch.Tensor:

@@ -10,7 +10,15 @@ import numpy as np
 import torch
 
 from sparsebench.adapters.attention._allowance import Allowance, row_spans
-from sparsebench.adapters.attention._cache import CacheAdapter, PromptAdapter, StepwiseCache, among_alike, reachable
+from sparsebench.adapters.attention._cache import (
+    DOUBT,
+    CacheAdapter,
+    PromptAdapter,
+    StepwiseCache,
+    among_alike,
+    reachable,
+    unsound,
+)
 from sparsebench.adapters.attention._estimate import grouped
 from sparsebench.adapters.attention._executor import SelectivePolicy
 from sparsebench.adapters.attention._gathered import Tally
@@ -214,6 +222,7 @@ class CachePolicy(RememberingPolicy):
         return out
 
     def _cut(self, view: AttentionView) -> None:
+        doubts: list[torch.Tensor] = []
         for row in range(len(view.lengths)):
             own = alone(view, row)
             length = own.query.shape[2]
@@ -223,9 +232,12 @@ class CachePolicy(RememberingPolicy):
                 raise InputError(f"{self.method.card.id} looks at whole prompts, and this one comes in parts")
             held = self.selector.cut(own, self.allowance, self.shape.windows)
             view.states[row][-1][self.method.card.id, view.layer] = held
+            doubts += [own.geometry.memo[DOUBT]] if DOUBT in own.geometry.memo else []
             flops, read = self.method.scoring(self.shape, length, view.window)
             self.system.counters.add("prefill.attention.index_flops", flops)
             self.system.counters.add("prefill.attention.index_bytes", read)
+        if doubts and bool(torch.stack(doubts).any()):
+            raise unsound(self.method.card.id, view.layer)
 
     def _count(self, view: AttentionView, phase: str, tally: Tally, index_flops: Amount | None) -> None:
         super()._count(view, phase, tally, index_flops)

@@ -10,6 +10,7 @@ import torch
 
 from sparsebench.adapters import MethodCard
 from sparsebench.adapters.activation.base import ActivationAdapter, Rule
+from sparsebench.adapters.attention import _selection
 from sparsebench.adapters.attention._cache import CacheAdapter
 from sparsebench.adapters.attention._selection import TopTokens
 from sparsebench.adapters.attention.base import AttentionAdapter
@@ -141,6 +142,13 @@ def run(method, arch="llama"):
 def test_what_is_wrong_and_what_would_be_right_is_said(method, said):
     with pytest.raises(InputError, match=said):
         run(method)
+
+
+def test_a_device_that_is_not_to_be_waited_for_is_asked_once_for_all_prompts(monkeypatch):
+    monkeypatch.setattr(_selection, "ASKED", frozenset())
+    with pytest.raises(InputError, match=r"gives what is not a number \(NaN\) in layer 0"):
+        run(KeysOfNoWorth())
+    assert len(run(Keys())[0].logprobs) == 60
 
 
 @pytest.mark.parametrize("method", [Weights(), Channels(), Keys()], ids=lambda method: type(method).__name__)

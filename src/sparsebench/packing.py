@@ -42,6 +42,8 @@ if TYPE_CHECKING:
     FloatArray = npt.NDArray[np.floating]
 
 SUFFIX = ".tar.xz"
+FILTERS = [{"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME, "lc": 4, "pb": 0}]
+"""Bytes are guessed from more of the one before them, and from no place of four: a twentieth less than as it comes."""
 FEW = {"text": 256, "number": 16}
 """Different values of a column up to which they are numbered: of texts a byte each, of numbers some bits."""
 KEPT_TEXT = frozenset({"sample", "cluster"})
@@ -102,7 +104,7 @@ def pack(store: Store, out: Path, text_up_to: int | None = None, bits: int | Non
     shortened = 0
     aside = out.with_name(f".{out.name}-{os.getpid()}")
     try:
-        with tarfile.open(aside, "w:xz", preset=9) as archive:
+        with lzma.open(aside, "wb", filters=FILTERS) as file, tarfile.open(fileobj=file, mode="w") as archive:
             suite = store.root / "suite.json"
             if suite.is_file():
                 _add(archive, "suite.json", content_of(suite))

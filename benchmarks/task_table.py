@@ -1,6 +1,6 @@
 """Headline figures of published results, a row for each method and budget and a column for each task, as Markdown.
 
-    python benchmarks/task_table.py leaderboard/results/kick.tar.xz [--grid all] [--budget 30% 2:4] [--safe]
+    python benchmarks/task_table.py leaderboard/results/kick.tar.xz [--grid all] [--budget 30% 2:4] [--safe | --asked]
 
 A figure has a mark where a verdict was reached: ▲ improved, ● non-inferior, ▼ regressed, ○ no signal; none where
 nothing was shown. With `--safe` a row is a method, and its figures are the largest sparsity that kept the task, lower
@@ -12,12 +12,21 @@ from __future__ import annotations
 import argparse
 from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
 from sparsebench.reports.collect import collect
 from sparsebench.reports.notation import by_number
 from sparsebench.reports.safe import safe_sparsities
 
 MARKS = {"improved": " ▲", "non-inferior": " ●", "regressed": " ▼", "no signal": " ○"}
+COUNTED = "counted"
+
+
+def shown(row: dict[str, Any]) -> str:
+    """A row's figure with its mark."""
+    large = row["value"] is not None and abs(row["value"]) >= 10
+    text = f"{row['value']:.1f}" if large else f"{row['value']:.3f}"
+    return text + MARKS.get(row["verdict"], "")
 
 
 def main() -> None:
@@ -26,31 +35,41 @@ def main() -> None:
     parser.add_argument("--grid", action="append", help="may be repeated; default: all grids")
     parser.add_argument("--budget", nargs="+", help="these budgets only")
     parser.add_argument("--safe", action="store_true")
+    parser.add_argument("--asked", action="store_true")
     chosen = parser.parse_args()
     table = collect(*chosen.results)
     table = table[table["headline"] & (table["status"] == "ok") & (table["seed"] == 0)]
     if chosen.grid:
         table = table[table["grid"].isin(chosen.grid)]
     rows: dict[tuple[str, ...], dict[str, str]] = defaultdict(dict)
+    counted: dict[tuple[str, ...], list[float]] = defaultdict(list)
     if chosen.safe:
         for found in safe_sparsities(table):
             row = found.row
             text = "○" if found.obstacle else "none" if found.largest is None else f"{found.largest:.0%}"
             rows[row["family"], row["method"], row["config"]][row["task"]] = text
         names = ["family", "method", "config"]
+    elif chosen.asked:
+        for row in table[(table["request"] != "") | (table["role"] == "baseline")].to_dict("records"):
+            share = f"{row['asked']:.2f}" if row["request"] else ""
+            key = (row["request"], row["asked_of"], row["method"], row["config"], share)
+            rows[key][row["task"]] = shown(row)
+            if row["request"]:
+                counted[key].append(row["realised"])
+        for key, found in counted.items():
+            low, high = f"{min(found):.2f}", f"{max(found):.2f}"
+            rows[key][COUNTED] = low if low == high else f"{low} to {high}"
+        names = ["request", "of", "method", "config", "asked"]
     else:
         for row in table.to_dict("records"):
             budget = row["budget"] or ""
             if row["role"] in ("baseline", "noise") or not chosen.budget or budget in chosen.budget:
-                large = row["value"] is not None and abs(row["value"]) >= 10
-                text = f"{row['value']:.1f}" if large else f"{row['value']:.3f}"
-                key = (row["family"], row["method"], row["config"], budget)
-                rows[key][row["task"]] = text + MARKS.get(row["verdict"], "")
+                rows[row["family"], row["method"], row["config"], budget][row["task"]] = shown(row)
         names = ["family", "method", "config", "budget"]
-    tasks = sorted({task for row in rows.values() for task in row}, key=by_number)
+    tasks = sorted({task for row in rows.values() for task in row}, key=lambda name: (name != COUNTED, by_number(name)))
     print("| " + " | ".join([*names, *tasks]) + " |")
     print("| " + " | ".join(["---"] * len(names) + ["---:"] * len(tasks)) + " |")
-    for key, row in sorted(rows.items(), key=lambda item: (item[0][1] != "dense", item[0])):
+    for key, row in sorted(rows.items(), key=lambda item: ("dense" not in item[0], item[0])):
         print("| " + " | ".join([*key, *(row.get(task, "") for task in tasks)]) + " |")
 
 

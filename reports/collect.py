@@ -17,6 +17,7 @@ from sparsebench.budget import Budget
 from sparsebench.cost import PHASES
 from sparsebench.errors import SparseBenchError
 from sparsebench.records import MemberSpec
+from sparsebench.reports.asked import asked
 from sparsebench.reports.claim_answer import tier_of
 from sparsebench.reports.comparisons import Judged, Judgement
 from sparsebench.reports.notation import printable
@@ -102,6 +103,10 @@ COLUMNS: dict[str, tuple[str, str]] = {
     "prepare_memory": (WHOLE, "Peak memory of that work above what there was before, bytes."),
     "bits_per_weight": (NUMBER, "Stored bits of a prunable weight, indices, scales and outliers included; dense: 16."),
     "bytes_per_token": (NUMBER, "Bytes read for a decoded token."),
+    "request": (TEXT, "Request of the suite of which it was asked to cost a share; empty where its budget is its own."),
+    "asked_of": (TEXT, "What that is a share of: `flops`, `bytes`, `kv_bytes`, `active_params`."),
+    "asked": (NUMBER, "Share of the dense cost in the request that was asked for."),
+    "realised": (NUMBER, "That share as it was counted, at the request's batch."),
     "speed": (TEXT, "Measured speed-ups of the same methods, knobs, budgets and model where they were executed."),
 }
 """Columns of the tidy table: kind and meaning."""
@@ -180,6 +185,7 @@ def _cell_columns(item: Judged) -> dict[str, Any]:
     spec, record, environment = item.cell.spec, item.cell.record, item.cell.environment
     place, outcome = record.placement, record.outcome
     executed = spec.mode == "executed"
+    wanted = asked(item.cell)
     return {
         "suite": place.suite,
         "cell": item.cell.id,
@@ -194,6 +200,10 @@ def _cell_columns(item: Judged) -> dict[str, Any]:
         "sparsity": outcome.sparsity,
         "flops_ratio": _ratio(outcome.flops, outcome.flops_dense),
         "bytes_ratio": _ratio(outcome.bytes_per_token, outcome.bytes_per_token_dense),
+        "request": wanted.request if wanted else "",
+        "asked_of": wanted.of if wanted else "",
+        "asked": wanted.share if wanted else None,
+        "realised": wanted.realised if wanted else None,
         "mode": spec.mode,
         "seconds": outcome.seconds if executed else None,
         "peak_memory": outcome.peak_memory,

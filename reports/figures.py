@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from sparsebench.reports.asked import axis
 from sparsebench.reports.notation import known, printable
 from sparsebench.reports.tradeoffs import Row, Tradeoff, frontier, kind_of, tradeoffs
 
@@ -73,7 +74,7 @@ def draw(tradeoff: Tradeoff, style: dict[tuple[str, str], Style]) -> Figure:
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
-    with mpl.rc_context(_RC):
+    with mpl.rc_context(RC):
         axes_x = [("sparsity", "sparsity"), ("flops_ratio", "FLOPs, as a share of dense")]
         shown = [(c, t) for c, t in axes_x if any(known(row[c]) for row in tradeoff.rows)]
         kinds = tradeoff.kinds
@@ -93,16 +94,27 @@ def draw(tradeoff: Tradeoff, style: dict[tuple[str, str], Style]) -> Figure:
         )
         legend_of = _legend_choice(tradeoff, entries)
         for panels, kind in zip(grid, kinds, strict=True):
+            rows = [row for row in tradeoff.rows if kind_of(row) == kind]
             for axes, (column, title) in zip(panels, shown, strict=True):
-                rows = [row for row in tradeoff.rows if kind_of(row) == kind]
+                if column == "sparsity":
+                    title = f"sparsity: share of {kind}" if kind else title
+                elif asks := _asks(rows):
+                    column, title = "realised", axis(*asks)
                 _panel(axes, tradeoff, rows, column, style, legend_of)
-                axes.set_xlabel(f"sparsity: share of {kind}" if column == "sparsity" and kind else title)
+                axes.set_xlabel(printable(title, 60))
             panels[0].set_ylabel(printable(tradeoff.metric, 40))
         _legend(figure, tradeoff, legend_of, style, len(entries))
     return figure
 
 
-_RC: dict[str, Any] = {
+def _asks(rows: Iterable[Row]) -> tuple[str, str] | None:
+    """What all of these rows were asked to cost a share of, and in which request; None where they were not."""
+    found = {(str(row["asked_of"]), str(row["request"])) for row in rows}
+    (of, request), *others = found or {("", "")}
+    return None if others or not request or not any(known(row["realised"]) for row in rows) else (of, request)
+
+
+RC: dict[str, Any] = {
     "svg.fonttype": "none",
     "text.parse_math": False,
     "font.size": 9,
@@ -123,6 +135,7 @@ _RC: dict[str, Any] = {
     "lines.linewidth": 1.4,
     "lines.markersize": 5,
 }
+"""How all figures look: no background, and grey that light and dark pages can show."""
 
 
 def _series(rows: Iterable[Row]) -> dict[tuple[str, str], list[Row]]:
@@ -194,7 +207,7 @@ def _limits(axes: Axes, tradeoff: Tradeoff, rows: list[Row], column: str, bars: 
         pad = 0.06 * (max(at) - min(at)) or 0.05
         ends = (min(at) - pad, max(at) + pad)
         # Sparser to the right in both panels.
-        axes.set_xlim(*(ends[::-1] if column == "flops_ratio" else ends))
+        axes.set_xlim(*(ends if column == "sparsity" else ends[::-1]))
 
 
 def _aside(axes: Axes, k: int, count: int) -> Transform:
@@ -290,7 +303,7 @@ def svg(figure: Figure, salt: str) -> str:
 
     out = io.StringIO()
     nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-    with mpl.rc_context({**_RC, "svg.hashsalt": salt}):
+    with mpl.rc_context({**RC, "svg.hashsalt": salt}):
         figure.savefig(out, format="svg", metadata=nothing)
     return out.getvalue()
 
@@ -300,7 +313,7 @@ def png(figure: Figure, dpi: int = 150) -> bytes:
     import matplotlib as mpl
 
     out = io.BytesIO()
-    with mpl.rc_context(_RC):
+    with mpl.rc_context(RC):
         figure.savefig(out, format="png", dpi=dpi, metadata={"Software": None})
     return out.getvalue()
 

@@ -1,21 +1,23 @@
 """Quality at equal cost: curves over the share of the dense cost, and what nothing beats in both.
 
 Methods of all families stand in one panel, since FLOPs (or bytes) are one measure for all of them. Costs are those that
-were counted, the work of choosing and repairing included; what a suite asked for stands in the records.
+were counted, the work of choosing and repairing included. Rows that a suite asked to cost a share of a request stand in
+figures of that request, at what they cost there; the others at their share of the whole cell.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import pandas as pd
 
-from sparsebench.reports.figures import NEUTRAL, Style, png, styles, svg
-from sparsebench.reports.notation import known, printable
+from sparsebench.reports.asked import axis
+from sparsebench.reports.figures import NEUTRAL, RC, Style, png, styles, svg
+from sparsebench.reports.notation import known, printable, slug
 from sparsebench.reports.tradeoffs import Row, Tradeoff, tradeoffs
 from sparsebench.timeshares import amdahl
 
@@ -23,8 +25,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-Measure = Literal["flops_ratio", "bytes_ratio"]
-MEASURES: dict[Measure, str] = {
+Share = Literal["flops_ratio", "bytes_ratio"]
+Measure = Literal["flops_ratio", "bytes_ratio", "realised"]
+MEASURES: dict[Share, str] = {
     "flops_ratio": "FLOPs, as a share of dense",
     "bytes_ratio": "bytes read for a decoded token, as a share of dense",
 }
@@ -130,8 +133,35 @@ def bounds(shares: Mapping[str, float], kept: Mapping[str, Mapping[str, float]])
     return pd.DataFrame(rows, columns=["method", "bound", "of"])
 
 
-def draw(tradeoff: Tradeoff, style: Mapping[tuple[str, str], Style], measure: Measure) -> Figure:
+def of_requests(tradeoff: Tradeoff) -> dict[tuple[str, str], Tradeoff]:
+    """The rows that were asked to cost a share of a request, by request and what the share is of."""
+    found: dict[tuple[str, str], list[Row]] = {}
+    for row in tradeoff.rows:
+        if row["request"]:
+            found.setdefault((str(row["request"]), str(row["asked_of"])), []).append(row)
+    return {key: replace(tradeoff, rows=rows) for key, rows in sorted(found.items())}
+
+
+ASKED = ["request", "asked_of", "task", "model", "metric", "method", "config", "role", "asked", "realised"]
+
+
+def asked_table(table: pd.DataFrame) -> pd.DataFrame:
+    """What was asked of each row, what it cost, and what it kept: one row for each task, method and share."""
+    points = table[table["headline"] & (table["request"] != "") & (table["status"] == "ok")]
+    columns = [*ASKED, "label", "sparsity", "n", "dense", "value", "delta", "delta_low", "delta_high", "verdict"]
+    order = ["request", "asked_of", "task", "model", "metric", "method", "config"]
+    return points[columns].sort_values([*order, "asked"], ascending=[True] * len(order) + [False], kind="stable")
+
+
+def draw(tradeoff: Tradeoff, style: Mapping[tuple[str, str], Style], measure: Measure, label: str) -> Figure:
     """Value against cost: every method's curve, the frontier beneath them, and the baseline with its margin."""
+    import matplotlib as mpl
+
+    with mpl.rc_context(RC):
+        return _drawn(tradeoff, style, measure, label)
+
+
+def _drawn(tradeoff: Tradeoff, style: Mapping[tuple[str, str], Style], measure: Measure, label: str) -> Figure:
     from matplotlib.figure import Figure
 
     found = curves(tradeoff, measure)
@@ -160,7 +190,7 @@ def draw(tradeoff: Tradeoff, style: Mapping[tuple[str, str], Style], measure: Me
     if not tradeoff.higher_is_better and min(values) > 0 and max(values) > 5 * min(values):
         axes.set_yscale("log")
     axes.invert_xaxis()
-    axes.set_xlabel(MEASURES[measure])
+    axes.set_xlabel(printable(label, 90))
     axes.set_ylabel(printable(tradeoff.metric, 40))
     axes.set_title(printable(f"{tradeoff.task}", 60), fontsize=9)
     figure.legend(loc="lower left", bbox_to_anchor=(0.05, 0.0), ncols=2, fontsize=8, frameon=False)
@@ -180,20 +210,28 @@ def _baseline(axes: Axes, tradeoff: Tradeoff) -> None:
 def write_isoflop(
     table: pd.DataFrame,
     folder: str | Path,
-    measures: Sequence[Measure] = tuple(MEASURES),
+    measures: Sequence[Share] = tuple(MEASURES),
     formats: Sequence[str] = ("svg", "png"),
 ) -> list[Path]:
-    """Write a figure for each model, task, headline metric and measure of cost that has points."""
+    """Write a figure for each model, task, headline metric and request, or measure of cost, that has points."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     style = styles(table)
     written = []
     for tradeoff in compared(table):
-        for measure in measures:
-            if not costed(tradeoff, measure):
+        own = replace(tradeoff, rows=[row for row in tradeoff.rows if not row["request"]])
+        drawn: list[tuple[str, Tradeoff, Measure, str]] = [
+            (measure.removesuffix("_ratio"), own, measure, MEASURES[measure]) for measure in measures
+        ]
+        drawn += [
+            (f"{slug(request)}-{of}", part, "realised", axis(of, request))
+            for (request, of), part in of_requests(tradeoff).items()
+        ]
+        for kind, part, measure, label in drawn:
+            if not costed(part, measure):
                 continue
-            name = f"iso-{measure.removesuffix('_ratio')}-{tradeoff.name}"
-            figure = draw(tradeoff, style, measure)
+            name = f"iso-{kind}-{tradeoff.name}"
+            figure = draw(part, style, measure, label)
             for format in formats:
                 path = folder / f"{name}.{format}"
                 path.write_bytes(svg(figure, name).encode() if format == "svg" else png(figure))

@@ -23,7 +23,7 @@ def isoflop(
     """Curves of quality against FLOPs and bytes with their frontier, and a table at equal FLOPs."""
     from sparsebench.errors import InputError
     from sparsebench.reports.collect import collect
-    from sparsebench.reports.isoflop import iso_table, write_isoflop
+    from sparsebench.reports.isoflop import asked_table, iso_table, write_isoflop
     from sparsebench.reports.speed_bounds import TimeShares, speed_bounds
 
     try:
@@ -35,6 +35,9 @@ def isoflop(
     written = write_isoflop(table, out)
     written.append(out / "isoflop.csv")
     iso_table(table, wanted).to_csv(written[-1], index=False)
+    if (table["request"] != "").any():
+        written.append(out / "requests.csv")
+        asked_table(table).to_csv(written[-1], index=False)
     if times is not None:
         written.append(out / "speed-bounds.csv")
         speed_bounds(results, times).to_csv(written[-1], index=False)

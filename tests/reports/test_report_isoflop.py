@@ -74,8 +74,35 @@ def test_figures_are_the_same_bytes_each_time(table: pd.DataFrame, tmp_path: Pat
     assert [p.read_bytes() for p in first] == [p.read_bytes() for p in second]
     assert len({p.name for p in first}) == len(first)
     found = next(t for t in tradeoffs(table) if isoflop.costed(t, "flops_ratio"))
-    axes = isoflop.draw(found, styles(table), "flops_ratio").axes[0]
+    axes = isoflop.draw(found, styles(table), "flops_ratio", "").axes[0]
     assert axes.get_xlim()[0] > axes.get_xlim()[1], "cheaper to the right"
+
+
+@pytest.fixture
+def asked_for(table: pd.DataFrame) -> pd.DataFrame:
+    """The table, of which all rows of one method were asked to cost a share of a request."""
+    method = next(row["method"] for found in tradeoffs(table) for row in isoflop.costed(found, "flops_ratio"))
+    rows = table["method"] == method
+    return table.assign(
+        request=rows.map({True: "decode-4k", False: ""}),
+        asked_of=rows.map({True: "bytes", False: ""}),
+        asked=table["flops_ratio"].where(rows),
+        realised=(table["flops_ratio"] + 0.01).where(rows),
+    )
+
+
+def test_rows_that_were_asked_for_a_share_stand_at_what_they_cost_in_their_request(
+    table: pd.DataFrame, asked_for: pd.DataFrame, tmp_path: Path
+) -> None:
+    names = {path.name for path in isoflop.write_isoflop(asked_for, tmp_path, formats=("svg",))}
+    before = {path.name for path in isoflop.write_isoflop(table, tmp_path / "before", formats=("svg",))}
+    new = names - before
+    assert new and all(name.startswith("iso-decode-4k-bytes-") for name in new)
+    assert "bytes read in decode-4k, as a share of dense" in (tmp_path / new.pop()).read_text()
+    found = isoflop.asked_table(asked_for)
+    assert len(found) == ((asked_for["request"] != "") & asked_for["headline"]).sum()
+    assert (found["realised"] - found["asked"]).tolist() == pytest.approx([0.01] * len(found))
+    assert isoflop.asked_table(table).empty
 
 
 def test_amdahl():

@@ -1,0 +1,46 @@
+"""What rows really cost in the request that they were solved for: by hand, and against what the plan predicts."""
+
+from __future__ import annotations
+
+import pytest
+
+from sparsebench.account import Account, Line
+from sparsebench.reports.asked import axis, realised
+
+ACCOUNT = Account(
+    (
+        Line("prefill", "flops", "linear", "", 100.0, 100.0),
+        Line("prefill", "flops", "attention", "", 100.0, 40.0),
+        Line("prefill", "flops", "index", "", 0.0, 10.0),
+        Line("decode", "flops", "linear", "", 10.0, 10.0),
+        Line("decode", "bytes", "weights", "", 240.0, 240.0),
+        Line("decode", "bytes", "head", "", 80.0, 80.0),
+        Line("decode", "bytes", "keys", "", 50.0, 10.0),
+        Line("decode", "bytes", "index", "", 0.0, 5.0),
+    )
+)
+
+
+def test_shares_by_hand():
+    assert realised(ACCOUNT, "flops", {"phase": "prefill"}) == pytest.approx(150 / 200)
+    assert realised(ACCOUNT, "flops", {"phase": "whole"}) == pytest.approx(160 / 210)
+    assert realised(ACCOUNT, "bytes", {"phase": "decode"}) == pytest.approx(335 / 370)
+    assert realised(ACCOUNT, "bytes", {"phase": "decode", "batch": 32}) == pytest.approx((10 + 15) / (10 + 50))
+
+
+@pytest.mark.parametrize(
+    ("of", "target"),
+    [
+        ("bytes", {"phase": "prefill"}),
+        ("kv_bytes", {"phase": "decode"}),
+        ("flops", {"phase": "prefill", "of": "small"}),
+        ("flops", {"phase": "prefill", "count": "realisable"}),
+        ("flops", {"phase": "prefill", "prepared_for": 1000}),
+    ],
+)
+def test_what_an_account_does_not_say_is_not_said(of, target):
+    assert realised(ACCOUNT, of, target) is None
+
+
+def test_an_axis_names_what_and_where():
+    assert axis("flops", "prefill-4k") == "FLOPs in prefill-4k, as a share of dense"

@@ -75,6 +75,7 @@ class Pretended(TorchFunctionMode):
 
     def __enter__(self) -> Self:
         self._context.enter_context(mock.patch.multiple(torch.cuda, **self._said))
+        self._context.enter_context(mock.patch("sparsebench.engine.fused.usable", lambda x: False))
         super().__enter__()
         return self
 

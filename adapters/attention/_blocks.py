@@ -12,6 +12,7 @@ from sparsebench.adapters.attention._allowance import GOLDEN, Allowance, dither,
 from sparsebench.adapters.attention._estimate import attention_weights, block_means, block_sums
 from sparsebench.adapters.attention._rows import SLICE, part_of
 from sparsebench.adapters.attention._selection import Pages, top_mask
+from sparsebench.engine import fused
 from sparsebench.engine.attention import AttentionView
 from sparsebench.engine.transfer import sent
 
@@ -196,6 +197,8 @@ def block_mass(rows: AttentionView, size: int) -> torch.Tensor:
 
     Rows begin together.
     """
+    if (done := fused.block_mass(rows, size)) is not None:
+        return done
     start, length = int(rows.geometry.positions[0, 0]), rows.key.shape[2]
     blocks = (length - 1) // size - start // size + 1
     mass = torch.zeros((*rows.query.shape[:2], blocks, -(-length // size)), device=rows.query.device)

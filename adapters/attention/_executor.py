@@ -9,9 +9,10 @@ import torch
 
 from sparsebench.adapters.attention._allowance import Allowance, row_spans
 from sparsebench.adapters.attention._gathered import Tally, execute
-from sparsebench.adapters.attention._rows import part_of, per_head
+from sparsebench.adapters.attention._rows import part_of
 from sparsebench.adapters.attention._selection import Selection
-from sparsebench.engine.attention import AttentionPolicy, AttentionView, attend_dense, attend_masked
+from sparsebench.engine import fused
+from sparsebench.engine.attention import AttentionPolicy, AttentionView, attend_dense, attend_seen
 
 if TYPE_CHECKING:
     from sparsebench.adapters.attention.base import AttentionAdapter
@@ -115,13 +116,16 @@ def simulate(view: AttentionView, selection: Selection, tile: tuple[int, int]) -
     step = max(tile[0], slice_of(view) // tile[0] * tile[0])
     for first in range(0, queries, step):
         part = part_of(view, first, min(first + step, queries))
-        visible = part.visible()
-        keep = selection.keep(part, first) & visible
-        out[:, :, first : first + step] = attend_masked(part, per_head(keep, part))
-        shared = heads // keep.shape[1]
-        tally.add(
-            Tally(shared * torch.count_nonzero(keep), _union(keep, part), shared * _tile_pairs(keep, visible, tile))
-        )
+        keep = selection.keep(part, first)
+        counted = fused.count(part, keep, tile)
+        if counted is None:
+            visible = part.visible()
+            keep = keep & visible
+            counted = (torch.count_nonzero(keep), _union(keep, part), _tile_pairs(keep, visible, tile))
+        out[:, :, first : first + step] = attend_seen(part, keep)
+        shared, kv_heads = heads // keep.shape[1], part.key.shape[1]
+        kept, union, tiles = counted
+        tally.add(Tally(shared * kept, (kv_heads if keep.shape[1] == 1 else 1) * union, shared * tiles))
     return out, tally
 
 
@@ -132,10 +136,8 @@ def slice_of(view: AttentionView) -> int:
 
 
 def _union(keep: torch.Tensor, view: AttentionView) -> torch.Tensor:
-    """Keys read by any query head of a group, summed over queries and key heads."""
+    """Keys read by any query head of a group, summed over queries and masks of key heads."""
     kv_heads = view.key.shape[1]
-    if keep.shape[1] == 1:
-        return kv_heads * torch.count_nonzero(keep)
     if keep.shape[1] == view.query.shape[1] and view.group > 1:
         members = keep.reshape(len(keep), kv_heads, view.group, *keep.shape[2:]).unbind(2)
         keep = reduce(torch.bitwise_or, members)

@@ -11,13 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import TYPE_CHECKING, Protocol
 
 import torch
 
 from sparsebench.adapters.attention._rows import places_of
 from sparsebench.adapters.attention._tiles import Tile, shared_tile
+from sparsebench.engine import fused
 from sparsebench.engine.attention import AttentionView
 from sparsebench.engine.transfer import sent
 from sparsebench.errors import InputError
@@ -104,10 +104,13 @@ class TopTokens:
 
     def keep(self, part: AttentionView, first: int) -> torch.Tensor:
         """See `Selection`."""
-        scores = self.score(part).masked_fill(~part.visible(), -torch.inf)
+        scores, counts = self.score(part), self.counts[:, None, first : first + part.query.shape[2]]
+        if (chosen := fused.top_mask(scores, counts, part.seen_range())) is not None:
+            return chosen
+        scores = scores.masked_fill(~part.visible(), -torch.inf)
         if scores.device.type in ASKED and bool(scores.isnan().any()):
             raise InputError(f"scores of keys in layer {part.layer} are not all numbers (NaN): they rank nothing")
-        return top_mask(scores, self.counts[:, None, first : first + part.query.shape[2]], self.most)
+        return top_mask(scores, counts, self.most)
 
 
 @dataclass(frozen=True)
@@ -267,8 +270,8 @@ def top_mask(scores: torch.Tensor, counts: torch.Tensor, most: int | None = None
         most: A number that no count exceeds, where the caller knows one: a device would have to be asked.
     """
     keys = scores.shape[-1]
-    if scores.device.type == "cuda" and scores.dtype == torch.float32 and (kernel := _kernel(keys)) is not None:
-        return kernel(scores, counts)
+    if (chosen := fused.top_mask(scores, counts)) is not None:
+        return chosen
     most = _largest(counts) if most is None else most
     most = keys if most is None else min(most, keys)
     if most == 0:
@@ -282,16 +285,6 @@ def top_mask(scores: torch.Tensor, counts: torch.Tensor, most: int | None = None
     if tied.device.type not in ASKED or bool((tied.sum(dim=-1, keepdim=True) > room).any()):
         tied &= tied.cumsum(dim=-1, dtype=torch.int32) <= room
     return (above | tied) & (counts > 0)
-
-
-@lru_cache(maxsize=64)
-def _kernel(keys: int) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None:
-    """What does the same in one kernel, where Triton is there and rows are not too long."""
-    try:
-        from sparsebench.kernels.selection import WIDEST, select_mask
-    except ImportError:
-        return None
-    return select_mask if 0 < keys <= WIDEST else None
 
 
 def _largest(counts: torch.Tensor) -> int | None:

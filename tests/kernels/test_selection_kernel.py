@@ -27,6 +27,19 @@ def test_a_mask_is_that_of_a_sort(device: str, width: int) -> None:
     assert torch.equal(found, top_mask(scores, keep))
 
 
+@pytest.mark.parametrize("width", [5, 100, 700])
+def test_a_mask_within_a_range_is_that_of_a_sort_of_it(device: str, width: int) -> None:
+    generator = torch.Generator().manual_seed(width)
+    scores = torch.randint(-4, 4, (40, width), generator=generator).float().to(device)
+    begin, end = (torch.randint(0, width + 1, (40,), generator=generator).to(device) for _ in range(2))
+    keep = torch.randint(0, width + 1, (40,), generator=generator).to(device)
+    got = select_mask(scores, keep, (begin, end))
+    for row in range(40):
+        low, high = int(begin[row]), int(end[row])
+        best = torch.sort(scores[row, low:high], descending=True, stable=True).indices[: int(keep[row])] + low
+        assert got[row].nonzero()[:, 0].tolist() == sorted(best.tolist())
+
+
 def test_a_mask_of_no_rows(device: str) -> None:
     assert select_mask(torch.zeros(0, 5, device=device), torch.zeros(0, device=device)).shape == (0, 5)
 

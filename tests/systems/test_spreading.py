@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,11 +23,11 @@ from models import ARCHITECTURES, GROUPED, MIXTURES, PLAIN, tiny_model, tiny_tok
 from pretended import NAME, Pretended
 
 from sparsebench import adapters, environment
-from sparsebench.adapters.attention import _selection
 from sparsebench.adapters.attention._selection import top_mask
 from sparsebench.adapters.base import Sparsity, attached
 from sparsebench.adapters.calibration import Calibration
 from sparsebench.budget import Budget
+from sparsebench.engine import fused
 from sparsebench.engine.generation import Prompt, generate
 from sparsebench.engine.scoring import Scored, score
 from sparsebench.errors import InputError, MissingError
@@ -201,12 +202,17 @@ def test_kernels_are_launched_where_their_tensors_lie(monkeypatch: pytest.Monkey
     launched = set()
     with Pretended() as world:
 
-        def kernel(scores: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
+        def kernel(scores: torch.Tensor, counts: torch.Tensor, among: Any) -> torch.Tensor:
             assert world.current == scores.device == counts.device
             launched.add(str(world.current))
             return top_mask(scores.cpu(), counts.cpu()).to(scores.device)
 
-        monkeypatch.setattr(_selection, "_kernel", lambda keys: kernel)
+        refusing = SimpleNamespace(suits=lambda *tensors: False)
+        selecting = SimpleNamespace(WIDEST=2**15, select_mask=kernel)
+        kernels = SimpleNamespace(prefill=refusing, decode=refusing, mass=refusing, selection=selecting)
+        monkeypatch.setattr(fused, "usable", lambda x: True)
+        monkeypatch.setattr(fused, "_kernels", lambda: kernels)
+        monkeypatch.setattr(fused, "count", lambda view, keep, tile: None)
         system = CausalLM(spread(tiny_model(), GPUS), tiny_tokenizer(), fingerprint="x")
         with attached(system, [adapters.create("quest", sparsity=0.5)]) as (sparse, _):
             answers(sparse)

@@ -11,14 +11,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from functools import cache
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from sparsebench.engine import blocked
+from sparsebench.engine import blocked, fused
 from sparsebench.errors import InputError
 
 if TYPE_CHECKING:
@@ -117,6 +116,23 @@ class AttentionView:
             seen &= keys > at - self.window
         return seen
 
+    def seen_range(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """The first key that each query sees, and the first behind those, int32 [rows, 1, queries]."""
+        if self.known is None or self.known.of[0] is not self.positions:
+            return self._seen_range()
+        memo, key = self.known.memo, ("range", self.window, self.key.shape[2])
+        if key not in memo:  # the same in all layers
+            memo[key] = self._seen_range()
+        seen: tuple[torch.Tensor, torch.Tensor] = memo[key]
+        return seen
+
+    def _seen_range(self) -> tuple[torch.Tensor, torch.Tensor]:
+        end = torch.minimum(self.positions + 1, self.lengths[:, None]).clamp(max=self.key.shape[2])[:, None]
+        end = end.to(torch.int32)
+        if self.window is None:
+            return torch.zeros_like(end), end
+        return (self.positions[:, None] + 1 - self.window).clamp(min=0).to(torch.int32), end
+
     def dense_pairs(self) -> int:
         """Visible (query, key) pairs of one head, over all rows."""
         geometry, key = self.geometry, ("pairs", self.window)
@@ -125,20 +141,6 @@ class AttentionView:
             geometry.memo[key] = int((seen if self.window is None else np.minimum(seen, self.window)).sum())
         pairs: int = geometry.memo[key]
         return pairs
-
-
-class MaskedDecode(Protocol):
-    """See `kernels.masked_decode`."""
-
-    def suits(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> bool:
-        """Whether it takes them."""
-        ...
-
-    def attend(
-        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, keep: torch.Tensor, scaling: float
-    ) -> torch.Tensor:
-        """See `kernels.masked_decode.attend`."""
-        ...
 
 
 class AttentionPolicy(Protocol):
@@ -189,9 +191,8 @@ def attend_masked(view: AttentionView, keep: torch.Tensor) -> torch.Tensor:
     if blocked.suits(view.query, masked=True):
         last = view.positions.amax(dim=0).cummax(dim=0).values.clamp(min=0)
         return blocked.attend(view.query, view.key, view.value, view.scaling, last, keep)
-    if view.query.device.type == "cuda" and (kernel := _kernel()) is not None:
-        if kernel.suits(view.query, view.key, view.value):
-            return kernel.attend(view.query, view.key, view.value, keep, view.scaling)
+    if (done := fused.attend(view, keep, within=True)) is not None:
+        return done
     rows, heads, queries, dim = view.query.shape
     if queries == 1 and view.group > 1:
         # One query: the heads of a group are queries of the same key head, and nothing is repeated.
@@ -210,31 +211,33 @@ def attend_masked(view: AttentionView, keep: torch.Tensor) -> torch.Tensor:
     return torch.nan_to_num(out)
 
 
+def attend_seen(view: AttentionView, keep: torch.Tensor) -> torch.Tensor:
+    """As `attend_masked`; `keep` may name keys that a query does not see, and have key heads in the place of heads."""
+    if (done := fused.attend(view, keep)) is not None:
+        return done
+    seen = keep & view.visible()
+    return attend_masked(
+        view, seen.repeat_interleave(view.group, 1) if 1 < seen.shape[1] < view.query.shape[1] else seen
+    )
+
+
 def scores(view: AttentionView) -> torch.Tensor:
     """Scaled attention logits in float32, [rows, heads, queries, keys]; not masked."""
     rows, heads, queries, dim = view.query.shape
     folded, across = view.query.reshape(rows, view.key.shape[1], view.group * queries, dim), view.key.transpose(-1, -2)
     if _widens(folded):
-        logits = torch.bmm(folded.flatten(0, 1), across.flatten(0, 1), out_dtype=torch.float32)
+        nothing = torch.zeros(1, 1, 1, dtype=torch.float32, device=folded.device)
+        pairs = folded.flatten(0, 1), across.flatten(0, 1)
+        logits = torch.baddbmm(nothing, *pairs, out_dtype=torch.float32, beta=0, alpha=view.scaling)
     else:
-        logits = torch.matmul(folded.float(), across.float())
-    logits = logits.reshape(rows, heads, queries, -1) * view.scaling
+        logits = torch.matmul(folded.float(), across.float()) * view.scaling
+    logits = logits.reshape(rows, heads, queries, -1)
     return view.softcap * torch.tanh(logits / view.softcap) if view.softcap is not None else logits
 
 
 def _widens(x: torch.Tensor) -> bool:
     """Whether products of such tensors come in float32 without copies of them in float32."""
     return x.device.type == "cuda" and x.dtype in (torch.bfloat16, torch.float16)
-
-
-@cache
-def _kernel() -> MaskedDecode | None:
-    """What attends one query a row on a GPU, where Triton is there."""
-    try:
-        from sparsebench.kernels import masked_decode
-    except ImportError:
-        return None
-    return masked_decode
 
 
 def _attend_explicitly(view: AttentionView, keep: torch.Tensor) -> torch.Tensor:

@@ -83,13 +83,29 @@ def _select(
 
 
 @triton.jit(do_not_specialize=["WIDTH"])
-def _mask(scores, rows_keep, chosen, WIDTH, BLOCK: tl.constexpr, BITS: tl.constexpr):
+def _mask(
+    scores,
+    rows_keep,
+    rows_begin,
+    rows_end,
+    chosen,
+    WIDTH,
+    RANGED: tl.constexpr,
+    BLOCK: tl.constexpr,
+    BITS: tl.constexpr,
+):
     row = tl.program_id(0).to(tl.int64)
     at = tl.arange(0, BLOCK)
     inside = at < WIDTH
+    keep = tl.minimum(tl.load(rows_keep + row), WIDTH)
+    if RANGED:
+        begin = tl.load(rows_begin + row)
+        end = tl.load(rows_end + row)
+        inside &= (at >= begin) & (at < end)
+        keep = tl.minimum(keep, tl.maximum(end - begin, 0))
     score = tl.load(scores + row * WIDTH + at, mask=inside, other=float("-inf"))
-    taken, _ = _taken(score, inside, tl.minimum(tl.load(rows_keep + row), WIDTH), BITS)
-    tl.store(chosen + row * WIDTH + at, taken.to(tl.uint8), mask=inside)
+    taken, _ = _taken(score, inside, keep, BITS)
+    tl.store(chosen + row * WIDTH + at, taken.to(tl.uint8), mask=at < WIDTH)
 
 
 def select(
@@ -144,20 +160,28 @@ def select(
     return out
 
 
-def select_mask(scores: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
+def select_mask(
+    scores: torch.Tensor, keep: torch.Tensor, among: tuple[torch.Tensor, torch.Tensor] | None = None
+) -> torch.Tensor:
     """The `keep` highest scores along the last dimension; of equal ones the first.
 
     Args:
         scores: `[..., n]`, float32, without NaN; n at most `WIDEST`.
         keep: How many of each row, integers, broadcastable to `[...]`.
+        among: The first place of each row that may be taken, and the first behind it that may not be, integers,
+            broadcastable to `[...]`; None: all. Scores of other places are not read.
 
     Returns:
         Bool `[..., n]`.
     """
     scores, width = scores.contiguous(), scores.shape[-1]
     taken = torch.empty(scores.shape, dtype=torch.uint8, device=scores.device)
-    counts = keep.to(torch.int32).expand(scores.shape[:-1]).contiguous()
+    counts, *ends = (x.to(torch.int32).expand(scores.shape[:-1]).contiguous() for x in (keep, *(among or ())))
     if rows := counts.numel():
         block = max(16, triton.next_power_of_2(width))
-        _mask[(rows,)](scores, counts, taken, width, BLOCK=block, BITS=BITS, num_warps=min(16, max(1, block // 512)))
+        begin, end = ends or (counts, counts)
+        _mask[(rows,)](
+            scores, counts, begin, end, taken, width, RANGED=among is not None, BLOCK=block, BITS=BITS,
+            num_warps=min(16, max(1, block // 512)),
+        )  # fmt: skip
     return taken.view(torch.bool)

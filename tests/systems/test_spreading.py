@@ -210,7 +210,7 @@ def test_kernels_are_launched_where_their_tensors_lie(monkeypatch: pytest.Monkey
         refusing = SimpleNamespace(suits=lambda *tensors: False)
         selecting = SimpleNamespace(WIDEST=2**15, select_mask=kernel)
         kernels = SimpleNamespace(prefill=refusing, decode=refusing, mass=refusing, selection=selecting)
-        monkeypatch.setattr(fused, "usable", lambda x: True)
+        monkeypatch.setattr(fused, "usable", lambda x: x.device.type == "cuda")
         monkeypatch.setattr(fused, "_kernels", lambda: kernels)
         monkeypatch.setattr(fused, "count", lambda view, keep, tile: None)
         system = CausalLM(spread(tiny_model(), GPUS), tiny_tokenizer(), fingerprint="x")

@@ -72,8 +72,8 @@ def _sum(
         sums = tl.sum(tl.reshape(by_key, [BLOCKS, SIZE, BLOCKS]), 1)
         column = begin // SIZE + tl.arange(0, BLOCKS)
         heads = row * tl.num_programs(1) + head
-        where = mass + (heads * blocks + block)[:, None] * columns + column[None, :]
-        tl.store(where, sums, (block < blocks)[:, None] & (column < columns)[None, :])
+        place_of = mass + (heads * blocks + block)[:, None] * columns + column[None, :]
+        tl.store(place_of, sums, (block < blocks)[:, None] & (column < columns)[None, :])
 
 
 def suits(query: torch.Tensor, key: torch.Tensor, size: int) -> bool:

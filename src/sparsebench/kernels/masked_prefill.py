@@ -54,20 +54,20 @@ def _attend(
         seen = key_at[None, :] <= last[:, None]
         if WINDOW > 0:
             seen &= key_at[None, :] > (place - WINDOW)[:, None]
-        where = mask + row * m_row + (head // SHARE) * m_head + at.to(tl.int64)[:, None] * m_query
-        seen &= tl.load(where + key_at.to(tl.int64)[None, :] * m_key, seen, other=0) != 0
+        marks = mask + row * m_row + (head // SHARE) * m_head + at.to(tl.int64)[:, None] * m_query
+        seen &= tl.load(marks + key_at.to(tl.int64)[None, :] * m_key, seen, other=0) != 0
         read = tl.max(seen.to(tl.int32), 0)
         if tl.max(read, 0) != 0:
             there = (read != 0)[:, None]
-            where = k + row * k_row + (head // GROUP) * k_head + key_at.to(tl.int64)[:, None] * k_key + d[None, :]
-            logits = tl.dot(tile, tl.trans(tl.load(where, there & (d < DIM)[None, :], other=0.0))) * scale
+            of_keys = k + row * k_row + (head // GROUP) * k_head + key_at.to(tl.int64)[:, None] * k_key + d[None, :]
+            logits = tl.dot(tile, tl.trans(tl.load(of_keys, there & (d < DIM)[None, :], other=0.0))) * scale
             logits = tl.where(seen, logits, float("-inf"))
             now = tl.maximum(best, tl.max(logits, 1))
             shift = tl.where(now == float("-inf"), 0.0, now)
             p = tl.exp2(logits - shift[:, None])
             decay = tl.exp2(best - shift)
-            where = v + row * v_row + (head // GROUP) * v_head + key_at.to(tl.int64)[:, None] * v_key + e[None, :]
-            values = tl.load(where, there & (e < VALUE_DIM)[None, :], other=0.0)
+            of_values = v + row * v_row + (head // GROUP) * v_head + key_at.to(tl.int64)[:, None] * v_key + e[None, :]
+            values = tl.load(of_values, there & (e < VALUE_DIM)[None, :], other=0.0)
             total = total * decay + tl.sum(p, 1)
             acc = tl.dot(p.to(values.dtype), values, acc * decay[:, None])
             best = now

@@ -136,6 +136,35 @@ def test_drift_is_measured_along_dense_text(tiny: Path, tmp_path: Path) -> None:
     assert by_label["sirius 50%"].record.outcome.densities["effective density in decode"] > 0
 
 
+def test_of_a_length_that_the_dense_model_does_not_read_no_sparse_row_runs(tiny: Path, tmp_path: Path) -> None:
+    source = [{"path": str(tiny / "rows.jsonl")}]
+    tasks = [
+        task(tmp_path, task=f"tiny-{name}", type="continuation", data=source, metrics=[metric])
+        for name, metric in {
+            "read": {"name": "agree", "column": "agree_late", "higher_is_better": True, "headline": True},
+            "unread": {"name": "late", "column": "kl_late", "higher_is_better": False, "headline": True},
+        }.items()
+    ]
+    phases = {phase: {"method": "oracle-tokens", "knobs": {"phase": phase}} for phase in ("prefill", "decode")}
+    rule = {
+        "kind": "phase-tolerance",
+        "units": [{"name": "tokens", **phases}],
+        "tasks": {"a": ["tiny-read", "tiny-unread"]},
+        "margin": 0.05,
+        "usable": 0.5,  # against itself the dense model agrees always, and diverges by nothing
+        "samples": 500,
+        "decode_queries": 64,
+        "required": 1,
+    }
+    (tmp_path / "model").symlink_to(tiny / "model")
+    methods = [{**row, "budgets": {"sparsity": [0.5, 0.9]}} for row in phases.values()]
+    found = reproduced(str(finding(tmp_path, tasks, methods, rule)), "--out", str(tmp_path / "out"), "--device", "cpu")
+    assert found["verdict"] == "underpowered" and "3 samples of 500" in found["figures"][0]["note"]
+    ran = sorted((c.spec.task.id, c.record.placement.label) for c in Store(tmp_path / "out"))
+    assert [task for task, _ in ran].count("tiny-read") == 5
+    assert [label for task, label in ran if task == "tiny-unread"] == ["dense"]
+
+
 @pytest.mark.parametrize("arguments", [["no-such-finding"], ["wina-beats-teal", "--results", "/nowhere"]])
 def test_wrong_input_is_an_error(arguments: list[str]) -> None:
     ran = CliRunner().invoke(app, ["reproduce", *arguments])

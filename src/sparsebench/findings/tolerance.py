@@ -49,7 +49,7 @@ def answer(rule: Tolerance, results: Results) -> Answer:
 def _task(rule: Tolerance, results: Results, unit: Unit, name: str, forms: Sequence[str]) -> Figure:
     what = f"{unit.name}, {name}: density of prefill over that of decode"
     # The dense row alone says whether a length is read; the other rows of those that are not need not be there.
-    dense = {form: results.sheet(Measured(task=form), [results.dense(form)]).means[0] for form in forms}
+    dense = dense_values(results, forms)
     usable = [_length(results, unit, form) for form in forms if dense[form] >= rule.usable]
     if not usable:
         return Figure(what, math.nan, unit="x", verdict="underpowered", note="no signal at any length")
@@ -80,6 +80,11 @@ def _task(rule: Tolerance, results: Results, unit: Unit, name: str, forms: Seque
     if not lack:
         verdict = "holds" if low > 1 else "refuted" if high < 1 else "underpowered"
     return Figure(what, value.value, low, high, "x", verdict, lack or f"{len(usable)} of {len(forms)} lengths usable")
+
+
+def dense_values(results: Results, forms: Sequence[str]) -> dict[str, float]:
+    """What the dense model reaches on each form of a task."""
+    return {form: float(results.sheet(Measured(task=form), [results.dense(form)]).means[0]) for form in forms}
 
 
 def _outer(bounds: Bounds, careful: Array, generous: Array, alpha: float) -> tuple[float, float]:

@@ -9,6 +9,7 @@ from sparsebench.errors import InputError, UnknownNameError
 from sparsebench.reports import notation
 from sparsebench.reports.claim_language import Claim, Member, described
 from sparsebench.reports.collect import budget_name, method_name
+from sparsebench.reports.runs import whole_runs
 from sparsebench.reports.sources import Cells, Source
 from sparsebench.store import StoredCell
 
@@ -26,7 +27,7 @@ def cells_of(claim: Claim, sources: Sequence[Source]) -> list[Found]:
     Raises:
         InputError: There is none; the message says what there is.
     """
-    everything = list(Cells(sources))
+    everything = whole_runs(Cells(sources))
     tasks = claim.tasks or ((claim.what,) if any(same_name(claim.what, c.spec.task.id) for _, c in everything) else ())
     for task in tasks:
         if not any(same_name(task, cell.spec.task.id) for _, cell in everything):

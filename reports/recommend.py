@@ -23,6 +23,7 @@ from sparsebench.identity import canonical
 from sparsebench.reports import notation
 from sparsebench.reports.comparisons import Judged, Judgement
 from sparsebench.reports.rules import with_largest_loss
+from sparsebench.reports.runs import whole_runs
 from sparsebench.reports.sequences import level
 from sparsebench.reports.sources import open_sources
 from sparsebench.reports.verdicts import TESTED_ROLES, judge
@@ -131,6 +132,8 @@ def recommend(wanted: Wanted, *results_folders: str | os.PathLike[str]) -> Recom
     judged = [
         j for j in judge(with_largest_loss(open_sources(results_folders), wanted.max_loss, wanted.alpha)) if _is_lm(j)
     ]
+    whole = {(source.name, cell.id) for source, cell in whole_runs((j.source, j.cell) for j in judged)}
+    judged = [j for j in judged if (j.source.name, j.cell.id) in whole]
     ref = _model(judged, wanted.model)
     mine = [j for j in judged if j.cell.spec.system.ref == ref and not j.is_baseline]
     tested = [j for j in mine if j.cell.record.placement.role in TESTED_ROLES]

@@ -6,11 +6,14 @@ rows of one label stand side by side in it that must not be taken for each other
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterable
 
 from sparsebench.records import CellSpec
 from sparsebench.reports.comparisons import Judged
+from sparsebench.reports.sources import Source
+from sparsebench.store import StoredCell
 
 
 def run_of(spec: CellSpec) -> tuple[str, ...]:
@@ -22,6 +25,21 @@ def run_of(spec: CellSpec) -> tuple[str, ...]:
         f"task {task.version} {task.definition[:8]}",
         f"model {spec.system.fingerprint[:8]}",
     )
+
+
+def whole_runs(cells: Iterable[tuple[Source, StoredCell]]) -> list[tuple[Source, StoredCell]]:
+    """The cells without what trials left: of each row's task those of the largest limit, or of all samples."""
+    groups: dict[tuple[object, ...], list[tuple[Source, StoredCell]]] = defaultdict(list)
+    for source, cell in cells:
+        spec, place = cell.spec, cell.record.placement
+        row = (place.grid, place.label, place.config, spec.seed, spec.system.ref)
+        groups[source.name, spec.task.id, *row].append((source, cell))
+
+    def size(found: tuple[Source, StoredCell]) -> float:
+        limit = found[1].spec.task.limit
+        return math.inf if limit is None else limit
+
+    return [found for group in groups.values() for found in group if size(found) == max(map(size, group))]
 
 
 def runs_told_apart(judged: Iterable[Judged]) -> dict[tuple[str, str], str]:

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,13 @@ from synthetic_results import CHOICE, LEVELS, PPL, QA, SyntheticMethod, Writer, 
 
 from sparsebench.budget import Budget
 from sparsebench.errors import InputError
+from sparsebench.records import CellSpec
 from sparsebench.reports import claim_formats, ledger
 from sparsebench.reports.claim_answer import tier_of
 from sparsebench.reports.claim_language import Claim, Member, parse
 from sparsebench.reports.claims import ask
+from sparsebench.reports.runs import whole_runs
+from sparsebench.reports.sources import Cells, open_sources
 from sparsebench.stats import Margin, compare
 from sparsebench.stats.limits import Limit, loss_against
 from sparsebench.store import Store
@@ -145,6 +149,19 @@ def test_what_was_not_measured_is_said(folder: Path, sentence: str, said: str) -
     with pytest.raises(InputError) as error:
         ask(sentence, folder)
     assert said in str(error.value)
+
+
+def test_a_trial_that_was_left_in_a_folder_is_not_asked(folder: Path) -> None:
+    cells = list(Cells(open_sources([folder])))
+    trials = [(s, replace(c, id=f"{c.id[:-1]}x", spec=_limited(c.spec, 3))) for s, c in cells]
+    smaller = [(s, replace(c, spec=_limited(c.spec, 2))) for s, c in cells]
+    assert whole_runs([*cells, *trials]) == cells
+    assert whole_runs([*cells[:1], *trials]) == [*cells[:1], *trials[1:]]
+    assert whole_runs([*trials, *smaller]) == trials
+
+
+def _limited(spec: CellSpec, limit: int) -> CellSpec:
+    return spec.model_copy(update={"task": spec.task.model_copy(update={"limit": limit})})
 
 
 def test_no_signal_is_no_answer(tmp_path: Path) -> None:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from torch.nn.functional import pad
 
@@ -16,6 +14,7 @@ from sparsebench.adapters.attention._rows import part_of
 from sparsebench.adapters.attention._selection import top_mask
 from sparsebench.adapters.attention.mustafar import entries
 from sparsebench.engine.attention import AttentionView, attend_masked, scores
+from sparsebench.engine.grown import recall, remember
 
 if TYPE_CHECKING:
     from sparsebench.adapters.attention.mustafar import Mustafar
@@ -28,10 +27,6 @@ class ElementPolicy(SelectivePolicy):
     """Attends to recent keys as they are and to those before them pruned."""
 
     method: Mustafar
-
-    def __init__(self, *args: Any) -> None:
-        super().__init__(*args)
-        self._known: dict[int, Stay] = {}
 
     def attend(self, view: AttentionView) -> torch.Tensor:
         """See `engine.attention.AttentionPolicy`."""
@@ -56,13 +51,11 @@ class ElementPolicy(SelectivePolicy):
     def _stay(self, view: AttentionView) -> Stay:
         """What stays of the keys of a view. Of sequences that grow step by step each key is looked at once."""
         density = 1.0 if self.allowance.density is None else self.allowance.density
-        corrected = getattr(self.system, "correction", None) is not None  # which writes keys anew
-        if view.query.shape[2] > 1 or not view.states or corrected:
-            return Stay.of(view, density)
-        known = self._known.get(view.layer)
-        longer = known.longer(view, density) if known is not None else None
-        self._known[view.layer] = found = Stay.of(view, density) if longer is None else longer
-        return found
+        name = "entries that stay", density
+        known = recall(view, name)
+        stay = Stay.of(view, density) if known is None else Stay.longer(known, view, density)
+        remember(view, name, stay.tensors)
+        return stay
 
     def _near(self, view: AttentionView) -> torch.Tensor:
         """Keys that are whole, bool [rows, 1, queries, keys]."""
@@ -89,55 +82,47 @@ class ElementPolicy(SelectivePolicy):
         self.system.counters.add("decode.kv_bytes_resident_dense", kv_heads * view.dense_pairs() * shape.key_bytes)
 
 
-@dataclass
+@dataclass(frozen=True)
 class Stay:
     """The entries that stay of the keys and values of some rows, a bit each.
 
     Attributes:
+        entries: How many stay of a key and its value and are not zero, int32 [rows, kv_heads, keys or more].
         key: uint8 [rows, kv_heads, keys or more, bytes]; the first entry is the lowest bit. None: all stay.
         value: The same of values.
-        entries: How many stay of a key and its value and are not zero, int32 [rows, kv_heads, keys or more].
-        owners: What the rows' sequences remember, by which they are known again; empty where they are not.
-        lengths: Keys of each row, int64 [rows], on the host.
     """
 
+    entries: torch.Tensor
     key: torch.Tensor | None
     value: torch.Tensor | None
-    entries: torch.Tensor
-    owners: Sequence[dict[Any, Any]]
-    lengths: np.ndarray
+
+    @property
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """By name, without those of which all entries stay."""
+        named = {"entries": self.entries, "key": self.key, "value": self.value}
+        return {name: tensor for name, tensor in named.items() if tensor is not None}
 
     @classmethod
     def of(cls, view: AttentionView, density: float) -> Stay:
         """What stays where a share of the entries does."""
         key, value = largest(view.key, density), largest(view.value, density)
         entries = _left(view.key, key) + _left(view.value, value)
-        owners = [states[-1] for states in view.states]
         bits = [None if mask is None else _packed(mask) for mask in (key, value)]
-        return cls(bits[0], bits[1], entries, owners, view.geometry.lengths)
+        return cls(entries, *bits)
 
-    def longer(self, view: AttentionView, density: float) -> Stay | None:
-        """The same with one key more in each row, of some of these rows; None if the view has others."""
-        places = {id(owner): place for place, owner in enumerate(self.owners)}
-        found = [places.get(id(states[-1]), -1) for states in view.states]
-        lengths = view.geometry.lengths
-        if -1 in found or (self.lengths[found] + 1 != lengths).any():
-            return None
-        key, value, entries = self.key, self.value, self.entries
-        if found != list(range(len(self.owners))):
-            rows = torch.tensor(found, device=entries.device)
-            key, value = (None if x is None else x[rows] for x in (key, value))
-            entries = entries[rows]
-        if (more := view.key.shape[2] - entries.shape[2]) > 0:
-            key, value = (None if x is None else pad(x, (0, 0, 0, more + ROOM)) for x in (key, value))
-            entries = pad(entries, (0, more + ROOM))
-        rows, last = torch.arange(len(found), device=entries.device), view.lengths - 1
+    @classmethod
+    def longer(cls, known: dict[str, torch.Tensor], view: AttentionView, density: float) -> Stay:
+        """The same where the last key of each row is new."""
+        rows, last = torch.arange(len(view.key), device=view.key.device), view.lengths - 1
         new = replace(view, key=view.key[rows, :, last, None], value=view.value[rows, :, last, None])
-        one = Stay.of(new, density)
-        for whole, added in ((key, one.key), (value, one.value), (entries, one.entries)):
-            if whole is not None and added is not None:
-                whole[rows, :, last] = added[:, :, 0]
-        return Stay(key, value, entries, [states[-1] for states in view.states], lengths)
+        one = cls.of(new, density).tensors
+        grown = {}
+        for name, tensor in known.items():
+            more = view.key.shape[2] - tensor.shape[2]
+            beyond = [0, 0] * (tensor.dim() - 3)
+            grown[name] = pad(tensor, (*beyond, 0, more + ROOM)) if more > 0 else tensor
+            grown[name][rows, :, last] = one[name][:, :, 0]
+        return cls(grown["entries"], grown.get("key"), grown.get("value"))
 
     def pruned(self, view: AttentionView, near: torch.Tensor | None = None) -> AttentionView:
         """The view with what stays; keys that are `near`, bool [rows, 1, keys], are whole."""

@@ -11,10 +11,10 @@ import torch
 from sparsebench.adapters.attention._allowance import Allowance
 from sparsebench.adapters.attention._blocks import choose_pages
 from sparsebench.adapters.attention._estimate import attention_weights, grouped
+from sparsebench.adapters.attention._extremes import page_bounds
 from sparsebench.adapters.attention._rows import SLICE, part_of
 from sparsebench.adapters.attention._selection import Pages, Selection, SinkAndRecent, sink_and_recent
 from sparsebench.adapters.attention.lserve import first_keys
-from sparsebench.adapters.attention.quest import page_bounds
 from sparsebench.engine.attention import AttentionPolicy, AttentionView, attend_dense
 
 if TYPE_CHECKING:

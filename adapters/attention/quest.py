@@ -11,8 +11,6 @@ from sparsebench.adapters.card import MethodCard, Paper
 from sparsebench.cost import ModelShape
 
 if TYPE_CHECKING:
-    import torch
-
     from sparsebench.adapters.attention._allowance import Allowance
     from sparsebench.adapters.attention._selection import Selection
     from sparsebench.adapters.base import Prepared
@@ -76,30 +74,13 @@ class Quest(AttentionAdapter):
     def select(self, view: AttentionView, allowance: Allowance, prepared: Prepared) -> Selection:
         """See `AttentionAdapter.select`."""
         from sparsebench.adapters.attention._blocks import choose_pages
+        from sparsebench.adapters.attention._extremes import page_bounds
 
         bounds = page_bounds(view, self.page)
         if self.share == "group":
             rows, _, queries, pages = bounds.shape
             bounds = bounds.reshape(rows, -1, view.group, queries, pages).sum(dim=2)
         return choose_pages(bounds, view, allowance, self.page, self.least)
-
-
-def page_bounds(view: AttentionView, size: int) -> torch.Tensor:
-    """The highest q.k that a key within a page's least and greatest entries could have, [rows, heads, queries, pages].
-
-    A last page that is not full has no bound (infinity): only queries whose own key lies in it see it, and those read
-    it anyway. Nor has a page beyond a row's end a meaning; no query sees it.
-    """
-    import torch
-
-    rows, kv_heads, keys, dim = view.key.shape
-    full = keys // size
-    pages = view.key[:, :, : full * size].reshape(rows, kv_heads, full, size, dim)
-    query = view.query.float().reshape(rows, kv_heads, -1, dim)
-    above = query.clamp(min=0) @ pages.amax(dim=3).float().transpose(-1, -2)
-    below = query.clamp(max=0) @ pages.amin(dim=3).float().transpose(-1, -2)
-    bounds = (above + below).reshape(rows, view.query.shape[1], view.query.shape[2], full)
-    return torch.nn.functional.pad(bounds, (0, -(-keys // size) - full), value=torch.inf)
 
 
 def pages_seen(position: int, window: int | None, size: int) -> int:

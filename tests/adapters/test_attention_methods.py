@@ -12,8 +12,8 @@ import torch
 
 from sparsebench.adapters import create
 from sparsebench.adapters.attention._allowance import Allowance
+from sparsebench.adapters.attention._extremes import page_bounds
 from sparsebench.adapters.attention.base import scaled
-from sparsebench.adapters.attention.quest import page_bounds
 from sparsebench.adapters.attention.xattention import antidiagonal_mass
 from sparsebench.adapters.base import prepare_timed
 from sparsebench.adapters.calibration import Calibration
@@ -133,6 +133,27 @@ def quest_reference(view, size: int, budget: int) -> torch.Tensor:
 def test_quest_is_the_reference(budget):
     view = views.make_view([(100, 20), (61, 7), (0, 3)], decode=True, layer=3)
     assert torch.equal(chosen("quest", view, tokens=budget), quest_reference(view, 16, max(budget, 48)))
+
+
+def test_pages_of_sequences_that_grow_are_looked_at_once():
+    whole = views.make_view([(0, 90)] * 3, window=None)
+    memories = [[{}], [{}], [{}]]
+    for step in range(40):
+        rows = [0, 1, 2] if step < 20 else [2, 0]  # one leaves, and the others change places
+        lengths = torch.tensor([(20, 31, 50)[row] + step for row in rows])
+        longest = int(lengths.max())
+        at = {"positions": lengths[:, None] - 1, "lengths": lengths, "decode": True, "known": None}
+        query = torch.stack([whole.query[row, :, n - 1 : n] for row, n in zip(rows, lengths.tolist(), strict=True)])
+        key = whole.key[rows, :, :longest].clone()
+        view = replace(whole, query=query, key=key, value=key, states=[memories[row] for row in rows], **at)
+        want = page_bounds(replace(view, states=[]), 8)
+        if step:
+            for row, length in enumerate(lengths.tolist()):
+                key[row, :, : (length - 1) // 8 * 8] = 99.0  # pages that were full before
+        got = page_bounds(view, 8)
+        for row, length in enumerate(lengths.tolist()):
+            full = length // 8
+            assert torch.allclose(got[row, ..., :full], want[row, ..., :full], atol=1e-5), (step, row)
 
 
 def test_quest_bounds_hold_and_are_reached():

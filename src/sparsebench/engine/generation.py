@@ -16,6 +16,7 @@ from sparsebench.engine.correction import Correction, Verdict, Window, count_mov
 from sparsebench.engine.flow import Lanes
 from sparsebench.engine.forward import TreeRun, step
 from sparsebench.engine.graphs import Playback
+from sparsebench.engine.grown import forget
 from sparsebench.engine.reuse import Prefills
 from sparsebench.engine.scoring import NOT_FINITE
 from sparsebench.engine.transfer import sent
@@ -210,6 +211,7 @@ class Generator:
             return
         windows = [self._window(place, active[place]) for place in due]
         found = verdicts(self.system, lanes, windows, policy)
+        forget(active[place].states[-1] for place in due)  # the dense model wrote their keys anew
         for place, window, verdict in zip(due, windows, found, strict=True):
             self._follow(active[place], window, verdict)
 

@@ -36,7 +36,7 @@ def extremes(view: AttentionView, size: int) -> tuple[torch.Tensor, torch.Tensor
     name, full = ("extremes of pages", size), view.key.shape[2] // size
     known = recall(view, name)
     if known is None:
-        pages = view.key[:, :, : full * size].reshape(*view.key.shape[:2], full, size, -1)
+        pages = view.key[:, :, : full * size].reshape(*view.key.shape[:2], full, size, view.key.shape[3])
         known = {"least": pages.amin(dim=3), "most": pages.amax(dim=3)}
     else:
         if (more := full - known["least"].shape[2]) > 0:

@@ -112,9 +112,9 @@ def main() -> None:
                 row = {"name": f"{size} {name}", "failed": f"{type(error).__name__}: {str(error)[:300]}"}
                 print(row["name"], row["failed"], flush=True)
             else:
-                fast, slow = (row["sides"][side] for side in ("kernels", "plain"))
-                line = f"{row['name']}: {slow['median_ms']:.3f} ms plain, {fast['median_ms']:.3f} ms, error {row['error']:.1e}"
-                print(line, f"counts differ: {row['counts_differ']}" * bool(row["counts_differ"]), flush=True)
+                fast, slow = (row["sides"][side]["median_ms"] for side in ("kernels", "plain"))
+                print(f"{row['name']}: {slow:.3f} ms plain, {fast:.3f} ms, error {row['error']:.1e}", end=" ")
+                print(f"counts differ: {row['counts_differ']}" * bool(row["counts_differ"]), flush=True)
             rows.append(row)
             given.out.write_text(json.dumps({"environment": environment(), "rows": rows}, indent=1) + "\n")
 

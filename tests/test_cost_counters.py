@@ -82,14 +82,14 @@ def test_lines_of_decode_are_what_modules_did_and_the_whole_is_both(name):
 def test_sparse_attention_costs_the_pairs_that_attention_was_given(monkeypatch, architecture, method, phase):
     system = models.tiny_system(architecture)
     seen = {name: 0 for name in PHASES}
-    real = _executor.attend_masked
+    real = _executor.attend_seen
 
     def watched(view, mask):
-        full = mask.expand(len(view.query), view.query.shape[1], *mask.shape[2:])
-        seen["decode" if view.decode else "prefill"] += int(full.count_nonzero())
+        pairs = int((mask & view.visible()).count_nonzero()) * view.query.shape[1] // mask.shape[1]
+        seen["decode" if view.decode else "prefill"] += pairs
         return real(view, mask)
 
-    monkeypatch.setattr(_executor, "attend_masked", watched)
+    monkeypatch.setattr(_executor, "attend_seen", watched)
     tokens = torch.randint(0, 256, (121,)).tolist()
     knobs = {"phase": phase} if phase == "both" else {}
     with attached(system, [adapters.create(method, sparsity=0.6, **knobs)]):

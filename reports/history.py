@@ -25,6 +25,7 @@ from sparsebench.reports.check_result import CheckRow, name_of
 from sparsebench.reports.gate_formats import difference
 from sparsebench.reports.matching import Match, match
 from sparsebench.reports.rules import conclusions
+from sparsebench.reports.runs import without_trials
 from sparsebench.reports.sources import Source, open_sources
 from sparsebench.store import StoredCell
 
@@ -106,7 +107,7 @@ def history(*results_folders: str | os.PathLike[str], alpha: float | None = None
     Raises:
         InputError: Fewer than two folders, one that is named twice, or one without results.
     """
-    sources = open_sources(results_folders)
+    sources = [without_trials(source) for source in open_sources(results_folders)]
     if 1 < len(sources) < len(results_folders):
         raise InputError(
             f"{len(results_folders)} results folders are named, but only {len(sources)} different ones",

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterable
+from dataclasses import replace
 
 from sparsebench.records import CellSpec
 from sparsebench.reports.comparisons import Judged
@@ -40,6 +41,12 @@ def whole_runs(cells: Iterable[tuple[Source, StoredCell]]) -> list[tuple[Source,
         return math.inf if limit is None else limit
 
     return [found for group in groups.values() for found in group if size(found) == max(map(size, group))]
+
+
+def without_trials(source: Source) -> Source:
+    """A source as if trials had left nothing in it; see `whole_runs`."""
+    cells = {cell.id: cell for _, cell in whole_runs((source, cell) for cell in source.cells.values())}
+    return replace(source, cells=cells)
 
 
 def runs_told_apart(judged: Iterable[Judged]) -> dict[tuple[str, str], str]:

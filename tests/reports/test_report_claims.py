@@ -16,7 +16,7 @@ from sparsebench.reports import claim_formats, ledger
 from sparsebench.reports.claim_answer import tier_of
 from sparsebench.reports.claim_language import Claim, Member, parse
 from sparsebench.reports.claims import ask
-from sparsebench.reports.runs import whole_runs
+from sparsebench.reports.runs import whole_runs, without_trials
 from sparsebench.reports.sources import Cells, open_sources
 from sparsebench.stats import Margin, compare
 from sparsebench.stats.limits import Limit, loss_against
@@ -158,6 +158,9 @@ def test_a_trial_that_was_left_in_a_folder_is_not_asked(folder: Path) -> None:
     assert whole_runs([*cells, *trials]) == cells
     assert whole_runs([*cells[:1], *trials]) == [*cells[:1], *trials[1:]]
     assert whole_runs([*trials, *smaller]) == trials
+    (source,) = open_sources([folder])
+    tried = replace(source, cells=source.cells | {cell.id: cell for _, cell in trials})
+    assert len(tried.cells) == 2 * len(source.cells) and without_trials(tried) == source
 
 
 def _limited(spec: CellSpec, limit: int) -> CellSpec:

@@ -1,7 +1,13 @@
-"""What kernels of Triton do with masks over keys, on GPUs where Triton is there; each gives None where it cannot."""
+"""What kernels of Triton do with masks over keys, on GPUs where Triton is there; each gives None where it cannot.
+
+A kernel that Triton cannot compile or start on a device is given up for the rest of the process, with a warning.
+"""
 
 from __future__ import annotations
 
+import subprocess
+import warnings
+from collections.abc import Callable
 from functools import cache
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -28,6 +34,32 @@ def _kernels() -> Any:
     )
 
 
+_given_up: set[str] = set()
+
+
+def _tried(name: str, call: Callable[[], torch.Tensor]) -> torch.Tensor | None:
+    """What a kernel gives; None where it cannot be compiled or started here."""
+    if name in _given_up:
+        return None
+    try:
+        return call()
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:
+        if not _of_triton(error):
+            raise
+        _given_up.add(name)
+        said = f"{type(error).__name__}: {str(error).strip()[:200]}"
+        warnings.warn(f"the kernel {name} does not run here, so plain operations do its work: {said}", stacklevel=2)
+        return None
+
+
+def _of_triton(error: Exception) -> bool:
+    """Whether Triton or what it calls (assembler, C compiler) failed, and not the work itself."""
+    named = type(error).__module__.partition(".")[0] == "triton" or isinstance(error, subprocess.CalledProcessError)
+    return named or "Triton Error" in str(error) or "C compiler" in str(error)
+
+
 def _plain(view: AttentionView) -> bool:
     return view.softcap is None and view.sinks is None
 
@@ -43,15 +75,14 @@ def attend(view: AttentionView, keep: torch.Tensor, within: bool = False) -> tor
     if not (usable(view.query) and _plain(view)) or (kernels := _kernels()) is None:
         return None
     tensors = view.query, view.key, view.value
-    found: torch.Tensor
     if kernels.prefill.suits(*tensors):
-        found = kernels.prefill.attend(*tensors, keep, view.positions, view.lengths, view.scaling, view.window)
-        return found
+        at = view.positions, view.lengths, view.scaling, view.window
+        return _tried("masked_prefill", lambda: kernels.prefill.attend(*tensors, keep, *at))
     if kernels.decode.suits(*tensors):
         if 1 < keep.shape[1] < view.query.shape[1]:
             keep = keep.repeat_interleave(view.group, dim=1)
-        found = kernels.decode.attend(*tensors, keep if within else keep & view.visible(), view.scaling)
-        return found
+        seen = keep if within else keep & view.visible()
+        return _tried("masked_decode", lambda: kernels.decode.attend(*tensors, seen, view.scaling))
     return None
 
 
@@ -67,8 +98,9 @@ def count(view: AttentionView, keep: torch.Tensor, tile: tuple[int, int]) -> tup
         return None
     masks = keep.expand(len(view.query), -1, view.query.shape[2], view.key.shape[2])
     groups = 1 if masks.shape[1] == 1 else view.key.shape[1]
-    found: torch.Tensor = kernels.tallies.count(masks, view.positions, view.lengths, groups, tile, view.window)
-    return tuple(found.unbind())
+    at = view.positions, view.lengths
+    found = _tried("tallies", lambda: kernels.tallies.count(masks, *at, groups, tile, view.window))
+    return None if found is None else tuple(found.unbind())
 
 
 def block_mass(rows: AttentionView, size: int) -> torch.Tensor | None:
@@ -78,8 +110,8 @@ def block_mass(rows: AttentionView, size: int) -> torch.Tensor | None:
     if not kernels.mass.suits(rows.query, rows.key, size):
         return None
     start, at = int(rows.geometry.positions[0, 0]), (rows.positions, rows.lengths)
-    mass: torch.Tensor = kernels.mass.block_mass(rows.query, rows.key, *at, start, size, rows.scaling, rows.window)
-    return mass
+    options = start, size, rows.scaling, rows.window
+    return _tried("block_mass", lambda: kernels.mass.block_mass(rows.query, rows.key, *at, *options))
 
 
 def top_mask(
@@ -90,5 +122,4 @@ def top_mask(
         return None
     if not 0 < scores.shape[-1] <= kernels.selection.WIDEST:
         return None
-    mask: torch.Tensor = kernels.selection.select_mask(scores, counts, among)
-    return mask
+    return _tried("selection", lambda: kernels.selection.select_mask(scores, counts, among))

@@ -103,6 +103,8 @@ def loss_against(
     dense_values, sparse_values, dense_weight, sparse_weight = (
         values[present][:, None] for values in (dense, sparse, *weights)
     )
+    if transform == "identity" and _right_or_wrong(dense_values, sparse_values, dense_weight, sparse_weight):
+        kind = "binary"  # whatever it was called, as `compare` takes it
     samples = PairedSamples(dense_values, sparse_values, dense_weight, sparse_weight, index, count, kind, transform)
     found = infer(samples, resamples=resamples, seed=seed)[0]
     values = samples.values(0)
@@ -134,6 +136,12 @@ def loss_against(
         needed=_needed(samples, found, loss * unit, limit.size * unit, sign, alpha),
         method=found.method,
     )
+
+
+def _right_or_wrong(dense: Array, sparse: Array, *weights: Array) -> bool:
+    """Whether the values are 0 and 1, both of them, and count alike: of one value alone no range is known."""
+    found = np.unique(np.concatenate([dense, sparse]))
+    return found.tolist() == [0.0, 1.0] and all(bool((each == 1).all()) for each in weights)
 
 
 def _of_change(found: Inference, sign: float) -> tuple[float, float]:

@@ -15,10 +15,10 @@ def _count(
     mask, positions, lengths, counts, queries, keys, groups, m_row, m_head, m_query, m_key, GROUP: tl.constexpr,
     WINDOW: tl.constexpr, TQ: tl.constexpr, TK: tl.constexpr, TILES: tl.constexpr,
 ):  # fmt: skip
-    row = (tl.program_id(2) // groups).to(tl.int64)
-    group = tl.program_id(2) % groups
-    at = tl.program_id(0) * TQ + tl.arange(0, TQ)
-    key_at = tl.program_id(1) * (TILES * TK) + tl.arange(0, TILES * TK)
+    row = (tl.program_id(0) // groups).to(tl.int64)
+    group = tl.program_id(0) % groups
+    at = tl.program_id(1) * TQ + tl.arange(0, TQ)
+    key_at = tl.program_id(2) * (TILES * TK) + tl.arange(0, TILES * TK)
     place = tl.load(positions + row * queries + at, at < queries, other=-1).to(tl.int32)
     last = tl.minimum(place, tl.minimum(tl.load(lengths + row).to(tl.int32), keys) - 1)
     seen = key_at[None, :] <= last[:, None]
@@ -67,7 +67,8 @@ def count(
     """
     rows, masks, queries, keys = keep.shape
     tiles = max(1, min(REGION // (tile[0] * tile[1]), triton.next_power_of_2(triton.cdiv(keys, tile[1]))))
-    grid = (triton.cdiv(queries, tile[0]), triton.cdiv(keys, tiles * tile[1]), rows * groups)
+    # The first axis alone takes more than 65,535 programs.
+    grid = (rows * groups, triton.cdiv(queries, tile[0]), triton.cdiv(keys, tiles * tile[1]))
     counts = torch.empty(grid[0] * grid[1] * grid[2], 3, dtype=torch.int32, device=keep.device)
     _count[grid](
         keep.view(torch.uint8), positions.contiguous(), lengths, counts, queries, keys, groups, *keep.stride(),

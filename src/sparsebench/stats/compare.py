@@ -12,7 +12,7 @@ from sparsebench.errors import InputError
 from sparsebench.stats.clusters import as_table, cluster_index, same_samples
 from sparsebench.stats.comparison import Comparison, Margin, Question, conclude
 from sparsebench.stats.inference import infer
-from sparsebench.stats.paired import Kind, PairedSamples, Transform
+from sparsebench.stats.paired import Kind, PairedSamples, Transform, right_or_wrong
 
 Array = npt.NDArray[np.float64]
 
@@ -120,7 +120,9 @@ def compare_many(
         as_table(weights if weight_sparse is None else weight_sparse, n, cells, "the sparse systems' weights"),
     )
     tables.check(kind)
-    if transform == "identity" and tables.right_or_wrong():
+    if transform == "identity" and right_or_wrong(
+        (tables.dense, tables.sparse), (tables.dense_weight, tables.sparse_weight)
+    ):
         kind = "binary"  # whatever it was called: the exact test has no resample without variation
     question = Question(kind, transform, higher_is_better, margin, alpha, noise, chance)
     results: dict[int, Comparison] = {}
@@ -150,13 +152,6 @@ class _Tables:
                 raise InputError("a weight is not positive", "a sample without part in the metric should be NaN")
             if kind == "binary" and not (np.isin(values[known], (0, 1)).all() and (weight[known] == 1).all()):
                 raise InputError("a binary metric has values other than 0 and 1, or weights", "call it continuous")
-
-    def right_or_wrong(self) -> bool:
-        """Whether the values are 0 and 1, both of them, and all weights 1, those that are absent apart."""
-        tables = ((self.dense, (0, 1)), (self.sparse, (0, 1)), (self.dense_weight, (1,)), (self.sparse_weight, (1,)))
-        if not all(bool((np.isin(table, allowed) | np.isnan(table)).all()) for table, allowed in tables):
-            return False
-        return all(bool((self.dense == value).any() or (self.sparse == value).any()) for value in (0, 1))
 
     def groups(self) -> Iterator[tuple[npt.NDArray[np.intp], npt.NDArray[np.bool_], Array]]:
         """Cells that lack the same samples: their numbers, the samples that they have, and how many are unpaired."""

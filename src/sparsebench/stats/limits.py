@@ -16,7 +16,7 @@ import numpy.typing as npt
 from sparsebench.errors import InputError
 from sparsebench.stats.clusters import cluster_index
 from sparsebench.stats.inference import Inference, infer
-from sparsebench.stats.paired import Kind, PairedSamples, Transform
+from sparsebench.stats.paired import Kind, PairedSamples, Transform, right_or_wrong
 from sparsebench.stats.power import POWER, quantile_sum
 
 Array = npt.NDArray[np.float64]
@@ -103,7 +103,7 @@ def loss_against(
     dense_values, sparse_values, dense_weight, sparse_weight = (
         values[present][:, None] for values in (dense, sparse, *weights)
     )
-    if transform == "identity" and _right_or_wrong(dense_values, sparse_values, dense_weight, sparse_weight):
+    if transform == "identity" and right_or_wrong((dense_values, sparse_values), (dense_weight, sparse_weight)):
         kind = "binary"  # whatever it was called, as `compare` takes it
     samples = PairedSamples(dense_values, sparse_values, dense_weight, sparse_weight, index, count, kind, transform)
     found = infer(samples, resamples=resamples, seed=seed)[0]
@@ -136,12 +136,6 @@ def loss_against(
         needed=_needed(samples, found, loss * unit, limit.size * unit, sign, alpha),
         method=found.method,
     )
-
-
-def _right_or_wrong(dense: Array, sparse: Array, *weights: Array) -> bool:
-    """Whether the values are 0 and 1, both of them, and count alike: of one value alone no range is known."""
-    found = np.unique(np.concatenate([dense, sparse]))
-    return found.tolist() == [0.0, 1.0] and all(bool((each == 1).all()) for each in weights)
 
 
 def _of_change(found: Inference, sign: float) -> tuple[float, float]:

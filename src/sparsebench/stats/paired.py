@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
@@ -26,6 +27,17 @@ ROUNDING = 2.0**-16
 256 times what float32 rounds a number by (2**-24), as a log-likelihood is the end of thousands of sums; and what two
 values come apart by that `export --bits 16` rounded. It is a hundredth of the smallest margin that is of use.
 """
+
+
+def right_or_wrong(values: Iterable[Array], weights: Iterable[Array]) -> bool:
+    """Whether values are 0 and 1, both of them, and all weights 1, those that are absent (NaN) apart.
+
+    Whatever a metric is called, these are right and wrong answers; of one value alone no range is known.
+    """
+    tables = list(values)
+    known = all(bool(((each == 0) | (each == 1) | np.isnan(each)).all()) for each in tables)
+    alike = known and all(bool(((each == 1) | np.isnan(each)).all()) for each in weights)
+    return alike and all(any(bool((each == value).any()) for each in tables) for value in (0, 1))
 
 
 @dataclass(frozen=True)

@@ -226,12 +226,10 @@ def scores(view: AttentionView) -> torch.Tensor:
     rows, heads, queries, dim = view.query.shape
     folded, across = view.query.reshape(rows, view.key.shape[1], view.group * queries, dim), view.key.transpose(-1, -2)
     if _widens(folded):
-        nothing = torch.zeros(1, 1, 1, dtype=torch.float32, device=folded.device)
-        pairs = folded.flatten(0, 1), across.flatten(0, 1)
-        logits = torch.baddbmm(nothing, *pairs, out_dtype=torch.float32, beta=0, alpha=view.scaling)
+        logits = torch.bmm(folded.flatten(0, 1), across.flatten(0, 1), out_dtype=torch.float32)
     else:
-        logits = torch.matmul(folded.float(), across.float()) * view.scaling
-    logits = logits.reshape(rows, heads, queries, -1)
+        logits = torch.matmul(folded.float(), across.float())
+    logits = logits.mul_(view.scaling).reshape(rows, heads, queries, -1)
     return view.softcap * torch.tanh(logits / view.softcap) if view.softcap is not None else logits
 
 

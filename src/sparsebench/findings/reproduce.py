@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +12,7 @@ from sparsebench.errors import CellsFailedError
 from sparsebench.findings import rules
 from sparsebench.findings.answer import Answer
 from sparsebench.findings.definition import Finding, load
-from sparsebench.suite import DENSE, Suite
+from sparsebench.suite import Suite
 
 if TYPE_CHECKING:
     from sparsebench.findings.results import Results
@@ -81,12 +81,14 @@ def reproduce(
 
 
 def _run(finding: Finding, out: Path | None, model: str | None, limit: int | None, how: dict[str, Any]) -> Path:
-    suite = finding.suite
+    def finished(suite: Suite) -> Path:
+        return _finished(finding, suite, out, model, limit, how)
+
     if isinstance(finding.rule, rules.Tolerance):
-        # The dense model says which forms of its tasks are read; sparse rows of the others have no part in the answer.
-        folder = _finished(finding, _without_sparse(suite), out, model, limit, how)
-        suite = _without_sparse(suite, _unread(finding.rule, suite, folder))
-    return _finished(finding, suite, out, model, limit, how)
+        from sparsebench.findings import stepwise
+
+        return stepwise.run(finding, finding.rule, finished)
+    return finished(finding.suite)
 
 
 def _finished(
@@ -102,31 +104,6 @@ def _finished(
         what = f"{outcome.lost} cells went from {outcome.folder} during the run"
         raise CellsFailedError(f"{finding.finding}: {what}, so there is no answer", "the same command goes on")
     return outcome.folder
-
-
-def _unread(rule: rules.Tolerance, suite: Suite, folder: Path) -> set[str]:
-    """Forms of the rule's tasks that the dense model does not read well enough to be judged by."""
-    from sparsebench.findings.results import Results
-    from sparsebench.findings.tolerance import dense_values
-
-    results = Results([folder], suite)
-    found = dense_values(results, [form for forms in rule.tasks.values() for form in forms])
-    return {form for form, value in found.items() if value < rule.usable}
-
-
-def _without_sparse(suite: Suite, tasks: Collection[str] | None = None) -> Suite:
-    """The suite without the sparse rows of some tasks, or of all; their dense ones stay."""
-    from sparsebench.tasks import registry
-
-    grids = []
-    for grid in suite.grids:
-        alone = [tasks is None or registry.get(entry.task).id in tasks for entry in grid.tasks]
-        for dense, name in ((False, grid.name), (True, f"{grid.name}, dense alone")):
-            chosen = [entry for entry, without in zip(grid.tasks, alone, strict=True) if without == dense]
-            rows = [row for row in grid.rows if not dense or row.method == DENSE]
-            if chosen and rows:
-                grids.append(grid.model_copy(update={"name": name, "tasks": chosen, "methods": rows}))
-    return suite.model_copy(update={"grids": grids})
 
 
 def apply(rule: rules.Rule, results: Results) -> Answer:

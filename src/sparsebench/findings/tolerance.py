@@ -22,6 +22,8 @@ from sparsebench.findings.rules import Measured, Row, Tolerance, Unit
 from sparsebench.stats.bounds import Bounds
 
 Array = npt.NDArray[np.float64]
+DOUBT = 0.001
+"""Level at which a loss is beyond the margin for good."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,18 @@ def _task(rule: Tolerance, results: Results, unit: Unit, name: str, forms: Seque
 def dense_values(results: Results, forms: Sequence[str]) -> dict[str, float]:
     """What the dense model reaches on each form of a task."""
     return {form: float(results.sheet(Measured(task=form), [results.dense(form)]).means[0]) for form in forms}
+
+
+def settled(rule: Tolerance, results: Results, row: Row, form: str) -> bool:
+    """Whether sparser levels of a row than are there cannot matter.
+
+    A curve counts up to where its loss first reaches the margin, and it has at one of these levels but for `DOUBT`.
+    """
+    sheet = results.sheet(Measured(task=form), [results.dense(form), *_rows(results, row, form)])
+    sign = 1.0 if sheet.metric.higher_is_better else -1.0
+    resampled = Resampled([sheet], rule.resamples, rule.seed)
+    worst = resampled.joint(lambda means: np.asarray((sign * (means[0][:, :1] - means[0][:, 1:])).max(axis=1)))
+    return worst.bounds.lower(DOUBT) >= rule.margin
 
 
 def _outer(bounds: Bounds, careful: Array, generous: Array, alpha: float) -> tuple[float, float]:

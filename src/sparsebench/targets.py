@@ -111,6 +111,7 @@ class _Solver:
                 "budget": found.budget.to_dict() if found.budget is not None else None,
                 "least": round(found.least, 6),
                 "most": round(found.most, 6),
+                "nearest": round(found.share, 6),
             }
         )
         if found.budget is None:
@@ -125,8 +126,11 @@ def unmet(records: list[Record]) -> list[str]:
     for record in records:
         if record["budget"] is None:
             kind = next(kind for kind in ISO_KINDS if kind in record)
+            between = record["least"] < record[kind] < record["most"]
+            reached = f"it reaches from {record['most']:.3f} to {record['least']:.3f}"
             lines.append(
                 f"{' + '.join(record['methods'])} on {record['system']} cannot have {record[kind]:g} of the {kind} of "
-                f"{record['request']}: it reaches from {record['most']:.3f} to {record['least']:.3f}"
+                f"{record['request']}: "
+                + (f"it goes in steps, of which the nearest is {record['nearest']:.3f}" if between else reached)
             )
     return lines

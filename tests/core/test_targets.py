@@ -83,6 +83,12 @@ def test_what_is_out_of_reach_is_said_and_has_no_row(made):
     json.dumps(made.lock, allow_nan=False)
 
 
+def test_of_steps_that_pass_a_target_by_the_nearest_is_said():
+    record = {"methods": ["mustafar"], "system": "lm", "bytes": 0.6, "request": "decode", "budget": None}
+    (line,) = unmet([record | {"least": 0.335, "most": 1.0, "nearest": 0.595}])
+    assert line.endswith("it goes in steps, of which the nearest is 0.595")
+
+
 def test_the_stored_suite_needs_no_solving_and_plans_the_same_cells(made):
     again = plan(Suite.model_validate(json.loads(json.dumps(made.suite.model_dump(mode="json")))))
     assert [cell.id for cell in again.cells] == [cell.id for cell in made.cells]

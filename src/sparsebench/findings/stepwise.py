@@ -1,7 +1,7 @@
 """Suites of a phase-tolerance rule in steps: what is left out can have no part in the answer.
 
 The dense model runs first, and sparse rows of forms that it does not read well enough are not run. A row's levels
-follow, a few at a time from the least sparsity up, until its loss has reached the margin beyond doubt.
+follow one by one, from the least sparsity up, until its loss has reached the margin beyond doubt.
 """
 
 from __future__ import annotations
@@ -15,9 +15,6 @@ from sparsebench.findings.results import Results
 from sparsebench.findings.rules import Row, Tolerance
 from sparsebench.suite import DENSE, Grid, MethodEntry, Suite
 from sparsebench.tasks import registry
-
-LEVELS_AT_ONCE = 2
-"""Each step loads the model once more; each level is a cell for each row and form."""
 
 Levels = dict[tuple[str, str], int]
 """How many levels of a row, by its label, run on a form of a task."""
@@ -42,7 +39,8 @@ def run(finding: Finding, rule: Tolerance, finished: Callable[[Suite], Path]) ->
     open_rows = [(row, form) for form in forms if dense[form] >= rule.usable for row in rows]
     levels: Levels = {}
     while open_rows:
-        levels |= {key: levels.get(key, 0) + LEVELS_AT_ONCE for row, form in open_rows for key in [(row.label, form)]}
+        for row, form in open_rows:
+            levels[row.label, form] = levels.get((row.label, form), 0) + 1
         folder = finished(_cut(suite, rule, levels))
         results = Results([folder], suite)
         open_rows = [

@@ -19,6 +19,7 @@ from sparsebench.adapters.attention._rows import places_of
 from sparsebench.adapters.attention._tiles import Tile, shared_tile
 from sparsebench.engine import fused
 from sparsebench.engine.attention import AttentionView
+from sparsebench.engine.attention import scores as attention_scores
 from sparsebench.engine.transfer import sent
 from sparsebench.errors import InputError
 
@@ -104,7 +105,10 @@ class TopTokens:
 
     def keep(self, part: AttentionView, first: int) -> torch.Tensor:
         """See `Selection`."""
-        scores, counts = self.score(part), self.counts[:, None, first : first + part.query.shape[2]]
+        counts = self.counts[:, first : first + part.query.shape[2]]
+        if self.score is attention_scores and (chosen := fused.top_keys(part, counts)) is not None:
+            return chosen
+        scores, counts = self.score(part), counts[:, None]
         if (chosen := fused.top_mask(scores, counts, part.seen_range())) is not None:
             return chosen
         scores = scores.masked_fill(~part.visible(), -torch.inf)

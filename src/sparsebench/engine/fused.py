@@ -26,11 +26,16 @@ def usable(x: torch.Tensor) -> bool:
 @cache
 def _kernels() -> Any:
     try:
-        from sparsebench.kernels import block_mass, masked_decode, masked_prefill, selection, tallies
+        from sparsebench.kernels import block_mass, masked_decode, masked_prefill, selection, tallies, top_keys
     except ImportError:
         return None
     return SimpleNamespace(
-        decode=masked_decode, prefill=masked_prefill, tallies=tallies, mass=block_mass, selection=selection
+        decode=masked_decode,
+        prefill=masked_prefill,
+        tallies=tallies,
+        mass=block_mass,
+        selection=selection,
+        top=top_keys,
     )
 
 
@@ -112,6 +117,20 @@ def block_mass(rows: AttentionView, size: int) -> torch.Tensor | None:
     start, at = int(rows.geometry.positions[0, 0]), (rows.positions, rows.lengths)
     options = start, size, rows.scaling, rows.window
     return _tried("block_mass", lambda: kernels.mass.block_mass(rows.query, rows.key, *at, *options))
+
+
+def top_keys(view: AttentionView, counts: torch.Tensor) -> torch.Tensor | None:
+    """The `counts` keys [rows, queries] with the highest attention weights of those seen; of equal ones the first.
+
+    Returns:
+        Bool [rows, heads, queries, keys].
+    """
+    if not (usable(view.query) and _plain(view)) or (kernels := _kernels()) is None:
+        return None
+    if not kernels.top.suits(view.query, view.key):
+        return None
+    begin, end = view.seen_range()
+    return _tried("top_keys", lambda: kernels.top.top_keys(view.query, view.key, counts, (begin[:, 0], end[:, 0])))
 
 
 def top_mask(

@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, cast
 from sparsebench.errors import InputError, IntegrityError, StorageError
 from sparsebench.plain_files import content_of
 from sparsebench.sample_tables import LARGEST as MEMORY
-from sparsebench.sample_tables import read_table
+from sparsebench.sample_tables import read_table, shortened
 
 if TYPE_CHECKING:
     import numpy as np
@@ -162,6 +162,7 @@ def _plain(content: bytes, most: int | None, bits: int | None) -> tuple[bytes, l
         if bits is not None and pa.types.is_floating(field.type):
             rounded = pa.array(round_fraction(table.column(place).to_numpy(), bits), field.type, from_pandas=True)
             table = table.set_column(place, field, rounded)
+    table = shortened(table)
     repeated = [name for name in table.column_names if _comes_again(table.column(name))]
     others = [name for name in table.column_names if name not in repeated]
     floats = [name for name in others if _in_few_bytes(table.column(name))]

@@ -14,6 +14,7 @@ import pytest
 from sparsebench.cost import ModelShape
 from sparsebench.identity import cell_id
 from sparsebench.reports.verify import Finding, verify
+from sparsebench.sample_tables import read_table
 from sparsebench.store import Store
 
 PUBLISHED = Path(__file__).parents[2] / "leaderboard" / "results" / "knowledge.tar.xz"
@@ -22,6 +23,11 @@ KEPT_OF_FACTS = ("dense", "wanda 60%")
 KEPT = ("dense", "dense (A/A float32)", "wanda 10%", "wanda 60%", "teal 30%")
 
 pytestmark = pytest.mark.skipif(not PUBLISHED.is_file(), reason="the published results are not here")
+
+
+def samples_of(folder: Path) -> pd.DataFrame:
+    """The samples of a cell."""
+    return read_table((folder / "samples.parquet").read_bytes(), "samples").to_pandas()
 
 
 @dataclass
@@ -48,7 +54,7 @@ class Results:
     ) -> None:
         """Change samples, with the hash and (if `values`) every metric made to fit."""
         folder = self.cell(label, task)
-        frame = change(pd.read_parquet(folder / "samples.parquet"))
+        frame = change(samples_of(folder))
         frame.to_parquet(folder / "samples.parquet", index=False)
         digest = hashlib.sha256((folder / "samples.parquet").read_bytes()).hexdigest()
         edit(folder / "record.json", lambda d: d.update(samples_sha256=digest))
@@ -148,7 +154,7 @@ TAMPERED: dict[str, tuple[Callable[[Results], Any], str]] = {
     ),
     "a sample that comes twice": (lambda r: r.samples("wanda 60%", lambda f: pd.concat([f.iloc[:-1], f.iloc[:1]])), "comes twice"),
     "a swapped dense row": (
-        lambda r: r.samples("dense", lambda f: pd.read_parquet(r.cell("wanda 60%") / "samples.parquet")),
+        lambda r: r.samples("dense", lambda f: samples_of(r.cell("wanda 60%"))),
         "of the A/A row",
     ),
     "another cell as the baseline": (
@@ -186,7 +192,7 @@ TAMPERED: dict[str, tuple[Callable[[Results], Any], str]] = {
     "a headline that is none": (lambda r: r.record("wanda 60%", lambda d: metric(d).update(headline=False)), "other headline"),
     "a metric left out": (lambda r: r.record("wanda 60%", lambda d: d["outcome"]["metrics"].pop(0)), "is missing"),
     "copied outputs": (
-        lambda r: r.samples("teal 30%", lambda f: pd.read_parquet(r.cell("wanda 60%") / "samples.parquet")),
+        lambda r: r.samples("teal 30%", lambda f: samples_of(r.cell("wanda 60%"))),
         "same outputs",
     ),
     "wrong answers called right": (

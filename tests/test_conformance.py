@@ -189,8 +189,6 @@ def test_each_fault_fails_its_check(method, check, said, outside):
 def test_what_cannot_be_asked_is_refused():
     with pytest.raises(UnknownNameError, match="wandaa"):
         conform("wandaa")
-    with pytest.raises(InputError, match="does not run on a language model"):
-        conform("bm25")
     with pytest.raises(MissingError, match="gmp needs training"):
         conform("gmp")
 

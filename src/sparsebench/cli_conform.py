@@ -16,7 +16,11 @@ def conform(
     name: Annotated[str, typer.Argument(metavar="METHOD", help="A method of SparseBench or of an installed plugin.")],
     model: Annotated[
         str | None,
-        typer.Option("--model", metavar="REF", help="A language model; default: a tiny one of random weights."),
+        typer.Option(
+            "--model",
+            metavar="REF",
+            help="A language model or an encoder; default: a small one.",
+        ),
     ] = None,
     knob: Annotated[
         list[str] | None, typer.Option("--knob", metavar="NAME=VALUE", help="A knob; may be given again.")

@@ -1,4 +1,7 @@
-"""What every method of a language model owes, tried on a small model: `sparsebench conform NAME`.
+"""What every method owes, tried on a small model: `sparsebench conform NAME`.
+
+The checks here are those of methods of language models; `conformance_retrieval` has those of methods that rank
+documents.
 
 A check is a function that says nothing where the method does what it should, raises `Failure` with what it does
 instead, or `Skip` with the reason why it is not asked. Methods of this repository and of other packages are held to
@@ -11,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
 
@@ -75,6 +78,18 @@ class Ran:
         """The largest difference of two log-likelihoods of one token; infinite where one is no number."""
         apart = np.concatenate(self.logprobs) - np.concatenate(other.logprobs)
         return float(np.nan_to_num(np.abs(apart), nan=np.inf).max())
+
+
+class Tried(Protocol):
+    """A method at hand."""
+
+    @property
+    def method(self) -> Adapter:
+        """The method with its knobs."""
+        ...
+
+
+AnyBench = TypeVar("AnyBench", bound=Tried)
 
 
 class Bench:
@@ -166,22 +181,30 @@ def conform(name: str, knobs: Mapping[str, Any] | None = None, model: str | None
     Args:
         name: Its id.
         knobs: Its knobs by name.
-        model: A language model in the place of the small one, in float32.
+        model: A language model, or an encoder, in the place of the small one, in float32.
 
     Raises:
         UnknownNameError: No such method, or knob.
-        InputError: It does not run on language models.
+        InputError: It runs on nothing that there are checks for.
         MissingError: What it needs is not there.
     """
     cls = adapters.get(name)
-    if "causal-lm" not in cls.accepts:
-        raise InputError(f"{name} does not run on a language model", "retrieval methods have no such checks yet")
     method = cls.configure(dict(knobs or {}))
-    if method.card.needs and model is None:
+    if method.card.needs and model is None and "causal-lm" in cls.accepts:
         raise MissingError(f"{name} needs {'; '.join(method.card.needs)}", "--model REF, where that is what it needs")
-    bench = Bench(method, _loader(model))
+    if "causal-lm" in cls.accepts:
+        return _results(CHECKS, Bench(method, _loader(model)))
+    from sparsebench import conformance_retrieval as retrieval
+    from sparsebench.adapters.retrieval.base import RankingAdapter
+
+    if not isinstance(method, RankingAdapter):
+        raise InputError(f"{name} runs on {' or '.join(cls.accepts)}, for which there are no checks")
+    return _results(retrieval.CHECKS, retrieval.RankingBench(method, retrieval.load_encoder(method, model)))
+
+
+def _results(checks: Mapping[str, Callable[[AnyBench], None]], bench: AnyBench) -> list[Result]:
     results: list[Result] = []
-    for title, check in CHECKS.items():
+    for title, check in checks.items():
         result = _asked(title, check, bench)
         if result.status == "failed" and (first := next((r for r in results if r.detail == result.detail), None)):
             result = replace(result, detail=f"as in '{first.check}'")
@@ -189,7 +212,7 @@ def conform(name: str, knobs: Mapping[str, Any] | None = None, model: str | None
     return results
 
 
-def _asked(title: str, check: Callable[[Bench], None], bench: Bench) -> Result:
+def _asked(title: str, check: Callable[[AnyBench], None], bench: AnyBench) -> Result:
     try:
         check(bench)
     except Skip as reason:
@@ -203,7 +226,7 @@ def _asked(title: str, check: Callable[[Bench], None], bench: Bench) -> Result:
     return Result(title, "ok")
 
 
-def _card(bench: Bench) -> None:
+def check_card(bench: Tried) -> None:
     """The card says what readers look for."""
     card, cls = bench.method.card, type(bench.method)
     if not card.summary.endswith("."):
@@ -367,7 +390,7 @@ def _executed(bench: Bench) -> None:
 
 
 CHECKS: dict[str, Callable[[Bench], None]] = {
-    "the card is complete": _card,
+    "the card is complete": check_card,
     "the model comes back bit for bit": _given_back,
     "nothing handed to `score` is written to": _writes_to_nothing,
     "all results are numbers": _numbers,

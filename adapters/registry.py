@@ -14,6 +14,7 @@ from typing import get_args
 
 from sparsebench.adapters.base import Adapter
 from sparsebench.adapters.card import Family, MethodCard
+from sparsebench.adapters.imported import files_of
 from sparsebench.errors import InputError, UnknownNameError
 
 GROUP = "sparsebench.adapters"
@@ -86,17 +87,18 @@ def get(name: str) -> type[Adapter]:
 
 @cache
 def code_of(method: type[Adapter]) -> str:
-    """What a method of another package is: that package with its version, and a hash of the files that define it.
+    """What a method of another package is: that package with its version, and a hash of the files that make it.
 
-    Those are the files of its class and of the classes that it is made of. Empty for a method of this package: the
-    version of its card says what it is.
+    Those are the files of its class and of the classes that it is made of, with what they import of their own package.
+    Empty for a method of this package: the version of its card says what it is.
     """
-    files = dict.fromkeys(
-        inspect.getfile(kind) for kind in method.__mro__ if kind.__module__.partition(".")[0] not in KNOWN
-    )
+    files: dict[str, Path] = {}
+    for kind in method.__mro__:
+        if kind.__module__.partition(".")[0] not in KNOWN:
+            files |= {kind.__module__: Path(inspect.getfile(kind))} | files_of(kind.__module__)
     if not files:
         return ""
-    found = hashlib.sha256(b"".join(hashlib.sha256(Path(file).read_bytes()).digest() for file in files))
+    found = hashlib.sha256(b"".join(hashlib.sha256(files[name].read_bytes()).digest() for name in sorted(files)))
     return f"{' '.join(package_of(method.card.id))} {found.hexdigest()[:16]}".strip()
 
 

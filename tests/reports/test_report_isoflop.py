@@ -107,7 +107,7 @@ def test_rows_that_were_asked_for_a_share_stand_at_what_they_cost_in_their_reque
 
 def test_amdahl():
     shares = {"linear": 0.6, "attention": 0.3, "other": 0.1}
-    assert amdahl(shares, {}) == pytest.approx(1)
+    assert amdahl(shares, {}) == amdahl({str(i): 0.1 for i in range(10)}, {}) == 1  # tenths add up to less
     assert amdahl(shares, {"attention": 0.0}) == pytest.approx(1 / 0.7)
     assert amdahl(shares, {"attention": 0.5, "linear": 0.5}) == pytest.approx(1 / 0.55)
     bounds = isoflop.bounds(shares, {"quest": {"attention": 0.1}, "wanda": {"linear": 0.1}}).set_index("method")

@@ -9,8 +9,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from sparsebench import adapters
-from sparsebench.adapters import MethodCard, registry
+from sparsebench.adapters import MethodCard
 from sparsebench.adapters.activation.base import ActivationAdapter, Rule
 from sparsebench.adapters.attention._selection import Given, TopTokens
 from sparsebench.adapters.attention.base import AttentionAdapter
@@ -135,17 +134,6 @@ class Raises(Adapter):
     def attach(self, system, prepared, budget):
         raise ZeroDivisionError("not today")
         yield system
-
-
-@pytest.fixture
-def outside(monkeypatch):
-    """Makes a class the method `outside`."""
-    get = registry.get
-
-    def install(method):
-        monkeypatch.setattr(adapters, "get", lambda name: method if name == "outside" else get(name))
-
-    return install
 
 
 def failed(name, **options):

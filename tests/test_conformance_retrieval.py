@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from sparsebench import adapters
-from sparsebench.adapters import MethodCard, registry
+from sparsebench.adapters import MethodCard
 from sparsebench.adapters.base import Adapter
 from sparsebench.adapters.retrieval.bm25 import Bm25
 from sparsebench.cli import app
@@ -113,17 +112,6 @@ class Elsewhere(Adapter):
 @pytest.fixture(autouse=True)
 def _few_are_timed(monkeypatch):
     monkeypatch.setattr(measure, "TIMED_QUERIES", 2)
-
-
-@pytest.fixture
-def outside(monkeypatch):
-    """Makes a class the method `outside`."""
-    get = registry.get
-
-    def install(method):
-        monkeypatch.setattr(adapters, "get", lambda name: method if name == "outside" else get(name))
-
-    return install
 
 
 def failed(name, **options):

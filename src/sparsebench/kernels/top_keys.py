@@ -1,8 +1,8 @@
 """The keys with the highest scores of each query, of many queries, without writing the scores.
 
 Each program takes a tile of queries. It goes over their keys again and again, counts those whose score is at least one
-of three thresholds, and narrows for each query the bounds of the threshold that leaves as many keys as are wanted; the
-last time it writes the mask. Scores are products of the same tiles each time, hence the same numbers.
+of three thresholds, and narrows for each query the bounds of the threshold that leaves as many keys as are wanted. A
+second kernel writes the mask. Both multiply the same tiles, so that a score is the same number each time.
 
 The first thresholds are those of a normal distribution with the scores' mean and variance. Then come two around the
 line between the bounds, as far apart as the rank of a sample's quantile varies (Floyd and Rivest 1975), and the middle;
@@ -18,8 +18,8 @@ import torch
 import triton
 import triton.language as tl
 
-QUERIES = 64
-"""Queries of a tile; twice as many where keys are read again and again."""
+QUERIES = 128
+"""Queries of a tile."""
 KEYS = 64
 """Keys of a tile."""
 WIDEST = 256
@@ -41,6 +41,15 @@ def _order(x):
 @triton.jit
 def _float(order):
     return tl.where(order < 0, order ^ 0x7FFFFFFF, order).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def _queries(q, begins, ends, at, inside, keys, q_query, DIM: tl.constexpr, D: tl.constexpr):
+    """A tile of queries, and the range of keys that each sees."""
+    d = tl.arange(0, D)
+    tile = tl.load(q + at.to(tl.int64)[:, None] * q_query + d[None, :], inside[:, None] & (d < DIM)[None, :], other=0.0)
+    begin = tl.load(begins + at, inside, other=0)
+    return tile, begin, tl.minimum(tl.load(ends + at, inside, other=0), keys)
 
 
 @triton.jit
@@ -82,12 +91,10 @@ def _bound(
     head = tl.program_id(1).to(tl.int64)
     row = tl.program_id(2).to(tl.int64)
     at = tl.program_id(0) * BM + tl.arange(0, BM)
-    d = tl.arange(0, D)
     inside = at < queries
-    where = q + row * q_row + head * q_head + at.to(tl.int64)[:, None] * q_query + d[None, :]
-    tile = tl.load(where, inside[:, None] & (d < DIM)[None, :], other=0.0)
-    begin = tl.load(begins + row * queries + at, inside, other=0)
-    end = tl.minimum(tl.load(ends + row * queries + at, inside, other=0), keys)
+    tile, begin, end = _queries(
+        q + row * q_row + head * q_head, begins + row * queries, ends + row * queries, at, inside, keys, q_query, DIM, D
+    )
     visible = tl.maximum(end - begin, 0)
     keep = tl.minimum(tl.load(wanted + row * queries + at, inside, other=0), visible)
     k += row * k_row + (head // GROUP) * k_head
@@ -178,12 +185,10 @@ def _mark(
     head = tl.program_id(1).to(tl.int64)
     row = tl.program_id(2).to(tl.int64)
     at = tl.program_id(0) * BM + tl.arange(0, BM)
-    d = tl.arange(0, D)
     inside = at < queries
-    where = q + row * q_row + head * q_head + at.to(tl.int64)[:, None] * q_query + d[None, :]
-    tile = tl.load(where, inside[:, None] & (d < DIM)[None, :], other=0.0)
-    begin = tl.load(begins + row * queries + at, inside, other=0)
-    end = tl.minimum(tl.load(ends + row * queries + at, inside, other=0), keys)
+    tile, begin, end = _queries(
+        q + row * q_row + head * q_head, begins + row * queries, ends + row * queries, at, inside, keys, q_query, DIM, D
+    )
     k += row * k_row + (head // GROUP) * k_head
     first, last, inner, outer = _span(begin, end, inside, keys, BN)
     of_query = (row * HEADS + head) * queries + at.to(tl.int64)
@@ -239,13 +244,11 @@ def top_keys(
     room = torch.empty(rows, heads, queries, dtype=torch.int32, device=query.device)
     chosen = torch.zeros(rows, heads, queries, keys, dtype=torch.uint8, device=query.device)
     where = queries, keys, *query.stride()[:3], *key.stride()[:3]
-    sizes: dict[str, int] = {"HEADS": heads, "GROUP": heads // key.shape[1], "DIM": dim, "BN": KEYS}
-    sizes["D"] = max(16, triton.next_power_of_2(dim))
-    _bound[(triton.cdiv(queries, 2 * QUERIES), heads, rows)](
-        query, key, begin, end, wanted, guesses, low, high, room, *where, **sizes, BM=2 * QUERIES, GUESSES=GUESSES,
-        num_warps=8, **RESIDENT,
+    sizes: dict[str, int] = {"HEADS": heads, "GROUP": heads // key.shape[1], "DIM": dim, "BM": QUERIES, "BN": KEYS}
+    sizes |= {"D": max(16, triton.next_power_of_2(dim)), "num_warps": 8}
+    grid = triton.cdiv(queries, QUERIES), heads, rows
+    _bound[grid](
+        query, key, begin, end, wanted, guesses, low, high, room, *where, **sizes, GUESSES=GUESSES, **RESIDENT
     )  # fmt: skip
-    _mark[(triton.cdiv(queries, QUERIES), heads, rows)](
-        query, key, begin, end, low, high, room, chosen, *where, **sizes, BM=QUERIES, num_warps=4
-    )
+    _mark[grid](query, key, begin, end, low, high, room, chosen, *where, **sizes)
     return chosen.view(torch.bool)

@@ -24,7 +24,7 @@ RUNNING = sorted(name for name in CARDS if not CARDS[name].needs)
 """Methods that run as they are."""
 BY_SELECTION = [name for name in RUNNING if getattr(get(name), "policy", None) is AttentionAdapter.policy]
 """Methods that choose keys for each query and remember nothing from token to token; for the others see
-test_attention_cache.py."""
+attention_caches.py."""
 
 
 def shape_of(heads: int = 4, kv_heads: int = 2, dim: int = 8, layers: int = LAYERS, window: int | None = None):

@@ -45,11 +45,6 @@ def phases_of(name: str) -> tuple[str, ...]:
     return CARDS[name].phases
 
 
-@pytest.fixture(scope="module")
-def systems():
-    return {name: models.tiny_system(name) for name in ("llama", "gemma2", "gemma3", "gpt2")}
-
-
 REQUESTS = [
     Scored(random_ids(n, n), scored, prefill) for n, scored, prefill in ((70, 20, 55), (41, 9, 41), (100, 30, 70))
 ]

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import attention_views as views
-import models
 import numpy as np
 import pytest
 import torch
@@ -54,11 +53,6 @@ def logprobs(system: Any, requests: list[Scored] = REQUESTS) -> np.ndarray:
 def on(system: Any, *members: tuple[str, dict[str, Any]]) -> Any:
     text = Calibration("random", np.array([random_ids(32, seed) for seed in range(4)]))
     return attached(system, [create(name, **knobs) for name, knobs in members], text)
-
-
-@pytest.fixture(scope="module")
-def systems() -> dict[str, Any]:
-    return {name: models.tiny_system(name) for name in (*ARCHITECTURES, "gemma3")}
 
 
 def ways(name: str, budgets: dict[str, dict[str, Any]], otherwise: dict[str, Any]) -> list[dict[str, Any]]:

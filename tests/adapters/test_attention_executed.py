@@ -5,13 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import attention_views as views
-import models
 import numpy as np
 import pytest
 import torch
+from attention_caches import CACHE, ONCE, logprobs, phases, policy_of, random_ids, some, whole_view
 from attention_views import CARDS
 from test_attention import DECODED, ROWS, calibration
-from test_attention_cache import CACHE, ONCE, logprobs, phases, policy_of, random_ids, some, whole_view
 
 from sparsebench.adapters import attached, create, get
 from sparsebench.engine import flex
@@ -108,11 +107,6 @@ REQUESTS = [
     Scored(random_ids(n, n), scored, prefill) for n, scored, prefill in ((150, 20, 140), (41, 9, 30), (100, 30, 72))
 ]
 PROMPTS = [Prompt(random_ids(n, 7 * n), n - 1, (), 8, frozenset()) for n in (75, 20, 48)]
-
-
-@pytest.fixture(scope="module")
-def systems():
-    return {name: models.tiny_system(name) for name in ARCHITECTURES}
 
 
 def on(system: Any, name: str, knobs: dict[str, Any]) -> Any:

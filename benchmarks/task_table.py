@@ -3,8 +3,8 @@
     python benchmarks/task_table.py leaderboard/results/kick.tar.xz [--grid all] [--budget 30% 2:4] [--safe | --asked]
 
 A figure has a mark where a verdict was reached: ▲ improved, ● non-inferior, ▼ regressed, ○ no signal; none where
-nothing was shown. With `--safe` a row is a method, and its figures are the largest sparsity that kept the task, lower
-ones included.
+nothing was shown. Replicates of the dense row are left out. With `--safe` a row is a method, and its figures are the
+largest sparsity that kept the task, lower ones included; with `--asked` rows stand by the budget that was asked for.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ COUNTED = "counted"
 def shown(row: dict[str, Any]) -> str:
     """A row's figure with its mark."""
     large = row["value"] is not None and abs(row["value"]) >= 10
-    text = f"{row['value']:.1f}" if large else f"{row['value']:.3f}"
+    text = f"{row['value']:.1f}" if large else f"{row['value']:.3f}".replace("0.", ".", 1)
     return text + MARKS.get(row["verdict"], "")
 
 
@@ -39,8 +39,11 @@ def main() -> None:
     chosen = parser.parse_args()
     table = collect(*chosen.results)
     table = table[table["headline"] & (table["status"] == "ok") & (table["seed"] == 0)]
+    table = table[table["role"] != "noise"]
     if chosen.grid:
-        table = table[table["grid"].isin(chosen.grid)]
+        # Grids share a dense row, which stands in the first of them.
+        inside = table["grid"].isin(chosen.grid)
+        table = table[inside | table["cell"].isin(set(table["baseline"][inside]))]
     rows: dict[tuple[str, ...], dict[str, str]] = defaultdict(dict)
     counted: dict[tuple[str, ...], list[float]] = defaultdict(list)
     if chosen.safe:
@@ -63,9 +66,13 @@ def main() -> None:
     else:
         for row in table.to_dict("records"):
             budget = row["budget"] or ""
-            if row["role"] in ("baseline", "noise") or not chosen.budget or budget in chosen.budget:
-                rows[row["family"], row["method"], row["config"], budget][row["task"]] = shown(row)
+            if row["role"] == "baseline" or not chosen.budget or budget in chosen.budget:
+                family = "" if row["role"] == "baseline" else row["family"]
+                rows[family, row["method"], row["config"], budget][row["task"]] = shown(row)
         names = ["family", "method", "config", "budget"]
+    told = [i for i, _ in enumerate(names) if len({key[i] for key in rows if "dense" not in key}) > 1]
+    rows = {tuple(key[i] for i in told): row for key, row in rows.items()}
+    names = [names[i] for i in told]
     tasks = sorted({task for row in rows.values() for task in row}, key=lambda name: (name != COUNTED, by_number(name)))
     print("| " + " | ".join([*names, *tasks]) + " |")
     print("| " + " | ".join(["---"] * len(names) + ["---:"] * len(tasks)) + " |")

@@ -52,6 +52,8 @@ def check(
     source, other = open_sources([baseline])[0], _other(baseline, candidate)
     rules = _rules(source, other, alpha)
     found = match(list(source.cells.values()), list(other.cells.values()))
+    if not (found.matches or source.broken):
+        raise InputError(f"{source.name} holds no cells to compare with", "run its suite to the end first")
     if found.matches and all(m.candidate is None for m in found.matches):
         raise InputError(f"{other.name} has none of the cells of {source.name}", "they match by model, stack and task")
     rows = [_broken_row(cell, problem) for s in (source, other) for cell, problem in sorted(s.broken.items())]

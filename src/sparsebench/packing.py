@@ -53,6 +53,8 @@ LARGEST = 8 * 2**30
 """Bytes that a packed file may unpack to."""
 MOST = 1_000_000
 """Files that a packed file may hold."""
+PADDING = 1 << 16
+"""Bytes of zeros that may follow the last member."""
 HEADERS = 1 << 20
 """Bytes of headers that may stand before a file."""
 CONTENTS = ".unpacked.json"
@@ -220,7 +222,7 @@ def unpacked(path: Path, cache: Path | None = None) -> Path:
     try:
         with path.open("rb") as file:
             name = hashlib.file_digest(file, "sha256").hexdigest()
-        place = (cache or cache_folder()) / "unpacked" / name[:32]
+        place = (cache or cache_folder()) / "unpacked" / f"{name[:32]}-2"
         if _as_unpacked(place):
             return place
         place.parent.mkdir(parents=True, exist_ok=True)
@@ -252,6 +254,20 @@ def _as_unpacked(place: Path) -> bool:
 def _state(path: Path) -> list[int]:
     found = path.stat()
     return [found.st_size, found.st_mtime_ns]
+
+
+def _at_end(file: BinaryIO, path: Path) -> None:
+    """Nothing but padding may follow: tarfile takes a damaged header for the end, and checksums are found at the end.
+
+    Raises:
+        IntegrityError: Something follows.
+        lzma.LZMAError: A checksum is another one.
+    """
+    room = PADDING
+    while chunk := file.read(PADDING):
+        room -= len(chunk)
+        if room < 0 or chunk.strip(b"\0"):
+            raise IntegrityError(f"{path}: not a whole packed results file (something follows its last whole member)")
 
 
 class _Metered:
@@ -291,6 +307,7 @@ def _unpack(path: Path, place: Path) -> None:
                     raise IntegrityError(f"{path}: holds {member.name!r} twice")
                 with target.open("xb") as written:
                     shutil.copyfileobj(content, written)
+            _at_end(cast("BinaryIO", file), path)
         states = {name: _state(place / name) for name in names}
         (place / CONTENTS).write_text(json.dumps(states), encoding="utf-8")
     except (tarfile.TarError, lzma.LZMAError, EOFError, ValueError) as error:

@@ -150,7 +150,7 @@ class Store:
             IntegrityError: The packed file is damaged, or the folder holds a link where a run writes.
         """
         if (elsewhere := address(root)) is not None:
-            root = Remote(elsewhere).fetch()
+            root = Remote(elsewhere).mirror()
         store = cls(unpacked(Path(root)) if is_packed(root) else root)
         if not store.cells_folder.is_dir():
             raise InputError(
@@ -274,7 +274,8 @@ class Store:
             raise self._unwritable(error) from error
         try:
             if samples is not None:
-                samples.to_parquet(aside / "samples.parquet", index=False)
+                with (aside / "samples.parquet").open("xb") as file:  # of a path pandas would expand a tilde
+                    samples.to_parquet(file, index=False)
                 _sync(aside / "samples.parquet")
                 record = record.model_copy(update={"samples_sha256": _sha256(aside / "samples.parquet")})
             write_json(aside / "spec.json", plain)

@@ -9,7 +9,7 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from sparsebench.errors import InputError, MissingError, StorageError
+from sparsebench.errors import InputError, IntegrityError, MissingError, StorageError
 from sparsebench.remote import Remote, address
 from sparsebench.reports.collect import collect
 from sparsebench.store import Store
@@ -58,9 +58,34 @@ def test_a_cell_without_its_record_is_not_there_and_foreign_files_stay_where_the
     shutil.rmtree(tmp_path / "cache")
     assert Store.open(PLACE).ids() == []
     fetched = {p.name for p in (tmp_path / "cache").rglob("*") if p.is_file()}
-    assert fetched == {"suite.json"}
+    assert fetched == {"suite.json", ".fetched.json"}
     assert run_suite(search, Path(PLACE)).done == 1
     assert f"cells/{cell}/record.json" in names()
+
+
+def test_readers_see_what_the_store_holds_and_nothing_else(search):
+    run_suite(search, Path(PLACE))
+    (cell,) = Store.open(PLACE).ids()
+    files = fsspec.filesystem("memory")
+    path = f"/bucket/results/cells/{cell}/samples.parquet"
+    content = files.cat(path)
+    files.pipe(path, content[:-1] + bytes([content[-1] ^ 1]))  # as large as before
+    with pytest.raises(IntegrityError):
+        Store.open(PLACE).read(cell).samples()
+    files.pipe(path, content)
+    assert Store.open(PLACE).read(cell).samples() is not None
+    files.rm(f"/bucket/results/cells/{cell}", recursive=True)
+    assert Store.open(PLACE).ids() == []
+    files.store.clear()
+    with pytest.raises(InputError, match="is no results folder"):
+        Store.open(PLACE)
+
+
+def test_a_files_address_is_absolute(search, tmp_path):
+    place = tmp_path / "some folder"
+    assert address(Path(f"file://{place}")) == address(f"file://{place}") == f"file://{place}"
+    run_suite(search, Path(f"file://{place}"))
+    assert len(Store.open(place).ids()) == 1
 
 
 def test_a_store_that_fails_is_an_error_in_words_and_nothing_is_lost(search, monkeypatch):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import lzma
+import random
 import shutil
 import tarfile
 import tracemalloc
@@ -192,6 +193,29 @@ def test_a_damaged_file_is_said_to_be(
     with pytest.raises(SparseBenchError):
         Store.open(made.path)
     assert not list((cache / "unpacked").iterdir())
+
+
+def test_a_flipped_bit_never_makes_a_pack_shorter(results: Path, tmp_path: Path, cache: Path) -> None:
+    made = pack(Store.open(results), tmp_path / "a.tar.xz")
+    whole, content = set(Store.open(made.path).ids()), made.path.read_bytes()
+    draws = random.Random(0)
+    for _ in range(60):
+        at, bit = draws.randrange(len(content)), 1 << draws.randrange(8)
+        made.path.write_bytes(content[:at] + bytes([content[at] ^ bit]) + content[at + 1 :])
+        try:
+            assert set(Store.open(made.path).ids()) == whole, (at, bit)
+        except IntegrityError:
+            continue
+
+
+def test_nothing_follows_the_end_of_the_archive(results: Path, tmp_path: Path, cache: Path) -> None:
+    made = pack(Store.open(results), tmp_path / "a.tar.xz")
+    plain = bytearray(lzma.decompress(made.path.read_bytes()))
+    second = 512 + -(-int(plain[124:135], 8) // 512) * 512
+    plain[second + 148] ^= 1  # the checksum of the second header, which tarfile takes for the end
+    made.path.write_bytes(lzma.compress(bytes(plain)))
+    with pytest.raises(IntegrityError, match="not a whole packed results file"):
+        Store.open(made.path)
 
 
 def test_what_unpacks_to_too_much_is_refused(results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -101,6 +101,24 @@ def test_other_counts_fail(tmp_path: Path, change: str, factor: float) -> None:
     assert check(tmp_path / "a", tmp_path / "c").passed
 
 
+def test_texts_of_other_lengths_do_not_fail(tmp_path: Path) -> None:
+    said = {"decode.tokens": 900.0, "decode.causal_pairs": 5e4, "prefill.tokens": 1e4, "weights.zeros": 1e5}
+    longer = said | {"decode.tokens": 990.0, "decode.causal_pairs": 6e4}
+    run(tmp_path / "a", counters=said, flops=5e8), run(tmp_path / "b", counters=longer, flops=6e8)
+    result = check(tmp_path / "a", tmp_path / "b")
+    assert result.passed and "not compared" in verdicts(result, "exact")
+    for what in ("prefill.tokens", "weights.zeros"):  # what does not depend on texts is compared as ever
+        run(tmp_path / what, counters=longer | {what: 7.0}, flops=6e8)
+        assert {row.verdict for row in check(tmp_path / "a", tmp_path / what).failures} == {"changed"}
+
+
+def test_an_empty_baseline_is_refused(tmp_path: Path) -> None:
+    run(tmp_path / "b")
+    (tmp_path / "a" / "cells").mkdir(parents=True)
+    with pytest.raises(InputError, match="no cells to compare with"):
+        check(tmp_path / "a", tmp_path / "b")
+
+
 def test_counts_may_differ_by_rounding(tmp_path: Path) -> None:
     run(tmp_path / "a", flops=1e9), run(tmp_path / "b", flops=1e9 * (1 + 1e-12))
     assert check(tmp_path / "a", tmp_path / "b").passed

@@ -35,6 +35,11 @@ def write_trec(results_folders: Sequence[str | os.PathLike[str]], out: Path) -> 
         if "response" not in samples.columns:
             continue
         tag = _name(cell)
+        for query, ranking in zip(samples.texts("sample"), samples.texts("response"), strict=True):
+            for identifier in (query, *json.loads(ranking or "[]")):
+                if identifier.split() != [identifier]:
+                    message = f"{cell.spec.task.id}: {identifier!r} cannot stand in a TREC run"
+                    raise InputError(message, "its ids have no white space and are not empty")
         lines = [
             f"{query} Q0 {doc} {rank} {1 / rank:.9g} {tag}\n"
             for query, ranking in zip(samples.texts("sample"), samples.texts("response"), strict=True)

@@ -123,6 +123,16 @@ def test_methods_of_every_base_class_pass(name):
     assert failed(name) == {}
 
 
+def test_a_hook_that_raises_is_a_failed_check(outside):
+    class Raises(Pruned):
+        def encode(self, system, collection):
+            raise ZeroDivisionError("in encode")
+
+    outside(Raises)
+    found = failed("outside")
+    assert found["each query has a ranking of documents that are there, each once"] == "ZeroDivisionError: in encode"
+
+
 def test_one_of_another_package_passes(outside):
     outside(Pruned)
     assert [(r.check, r.status) for r in conform("outside")] == [(check, "ok") for check in CHECKS]

@@ -22,7 +22,7 @@ from sparsebench.adapters.attention._cache import (
 from sparsebench.adapters.attention._estimate import grouped
 from sparsebench.adapters.attention._executor import SelectivePolicy
 from sparsebench.adapters.attention._gathered import Tally
-from sparsebench.adapters.attention._kept import KeptCache, kept_tensors, nbytes
+from sparsebench.adapters.attention._kept import KeptCache, kept_tensors, slots
 from sparsebench.adapters.attention._rows import alone
 from sparsebench.adapters.attention._selection import ByQuery, Given, Selection, top_mask
 from sparsebench.engine.attention import AttentionView, Geometry, scores
@@ -249,17 +249,17 @@ class CachePolicy(RememberingPolicy):
     def _count_resident(self, view: AttentionView, tally: Tally) -> Amount:
         """Bytes held while each query ran, summed over queries.
 
-        Where evicted keys are gone it is the size of the tensors that are left; else that of what a query reads, which
-        is all that would be held of its sequence.
+        Where evicted keys are gone it is the slots of the tensors that are left and those of the tokens after them, in a
+        layer with a window no more than it has; else what a query reads, which is all that would be held of its
+        sequence. Entries have the bytes of the shape whatever the dtype, as those of the dense cache beside them.
         """
         if not self._drops(view):
             return tally.union * self.shape.key_bytes
-        each = view.key[0, :, 0].nbytes + view.value[0, :, 0].nbytes
-        held = 0.0
+        held = 0
         for one, positions in zip(self.selector.stack(view).held, view.geometry.positions, strict=True):
-            after = positions[positions >= 0] + 1 - one.length
-            held += len(after) * nbytes(one) + each * int(after.sum())
-        return held
+            places = slots(one) + positions[positions >= 0] + 1 - one.length
+            held += int((places if view.window is None else np.minimum(places, view.window)).sum())
+        return held * view.key.shape[1] * self.shape.key_bytes
 
 
 class Recall(ABC):

@@ -34,9 +34,9 @@ def kept_tensors(prompt: AttentionView, keys: torch.Tensor) -> dict[str, torch.T
     return dict(zip(NAMES, (key, value, torch.where(real, places, -1)[0]), strict=True))
 
 
-def nbytes(held: Held | HeldRow) -> int:
-    """Bytes of the keys and values that are held of a prompt."""
-    return sum(held.more[name].numel() * held.more[name].element_size() for name in NAMES[:2] if name in held.more)
+def slots(held: Held | HeldRow) -> int:
+    """Keys of each key head that there is room for in what is held of a prompt."""
+    return held.more["key"].shape[1] if "key" in held.more else 0
 
 
 @dataclass

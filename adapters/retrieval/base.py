@@ -138,13 +138,11 @@ class RetrievalAdapter(RankingAdapter):
         return vectors.documents, vectors.queries
 
     def index(self, documents: Any, budget: Budget | None) -> Index:
-        """What searches the documents; an exact inverted index unless the method has its own."""
-        from sparsebench.retrieval.index import InvertedIndex
-
-        return InvertedIndex(documents)
+        """What searches the documents, exactly unless the method has an index of its own."""
+        return self.exact(documents)
 
     def exact(self, documents: Any) -> Index:
-        """What ranks documents exactly, where `index` does not."""
+        """What ranks documents exactly: an inverted index of sparse vectors, products of dense ones."""
         from sparsebench.retrieval.index import DenseIndex, InvertedIndex
 
         return InvertedIndex(documents) if hasattr(documents, "nnz") else DenseIndex(documents)

@@ -96,6 +96,12 @@ def evaluate(
 
     if not tasks:
         raise InputError("no task to evaluate", "tasks=['facts-short', 'prose-perplexity']")
+    if limit is not None and limit < 1:
+        raise InputError(f"limit={limit}: no sample of a task would be left", "limit=100, or None for all")
+    if not callable(getattr(model, "modules", None)):
+        raise InputError(f"{model!r:.60} is no model", "pass one that transformers has loaded, or use sparsebench.run")
+    if tokenizer is None:
+        raise InputError("there is no tokenizer", "pass the one that belongs to the model")
     if tokenizer.eos_token_id is None:
         raise InputError("the tokenizer has no end-of-text token", "set tokenizer.eos_token")
     each = [methods] if isinstance(methods, Sparsity) else methods

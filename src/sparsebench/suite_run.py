@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from sparsebench.errors import InputError, UnknownNameError, shown
 from sparsebench.executors import EXECUTORS, Stop, Workers
+from sparsebench.packing import SUFFIX
 from sparsebench.plan import Plan, plan
 from sparsebench.planned_cell import PlannedCell
 from sparsebench.process_workers import recruited
@@ -56,7 +57,15 @@ class RunOutcome:
 
 
 def results_folder(suite: Suite, out: Path | None) -> Path:
-    """Where a suite's results go."""
+    """Where a suite's results go.
+
+    Raises:
+        InputError: It is the name of a packed file.
+    """
+    if out is not None and str(out).endswith(SUFFIX):
+        raise InputError(
+            f"{out} is the name of a packed file, and a run writes a folder", "sparsebench export packs it"
+        )
     return out if out is not None else Path("results") / suite.suite
 
 

@@ -86,21 +86,24 @@ def test_a_cache_without_what_was_evicted_gives_the_same(name, window):
     assert outputs[1] == pytest.approx(outputs[3])
 
 
+@pytest.mark.parametrize("window", [None, 24])
 @pytest.mark.parametrize("name", ONCE)
-def test_bytes_resident_are_those_of_the_tensors_that_are_left(name):
-    policy = policy_of(name, views.shape_of(), **both(name)[1])
-    prefill, decode = phases(whole_view())
+def test_bytes_resident_are_those_of_the_tensors_that_are_left(name, window):
+    """In the bytes of an entry that the dense cache beside it has, so that no cache is larger than that one."""
+    policy = policy_of(name, views.shape_of(window=window), **both(name)[1])
+    prefill, decode = phases(whole_view(window=window))
     policy.attend(prefill)
     policy.attend(decode)
     expected = 0.0
     for row, positions in enumerate(decode.positions):
         held = decode.states[row][0][name, 0]
-        kept = held.more["key"].nbytes + held.more["value"].nbytes
-        assert held.more["key"].shape[1] == int(held.keys.sum(dim=1).max()) < held.length or held.length < 4
+        heads, kept, _ = held.more["key"].shape
+        assert kept == int(held.keys.sum(dim=1).max()) < held.length or held.length < 4
         for at in positions[positions >= 0].tolist():
-            after = at + 1 - held.length
-            expected += kept + after * (decode.key[0, :, 0].nbytes + decode.value[0, :, 0].nbytes)
+            places = kept + at + 1 - held.length
+            expected += heads * (places if window is None else min(places, window)) * policy.shape.key_bytes
     assert policy.system.counters.sums["decode.kv_bytes_resident"] == expected
+    assert policy.system.counters.ratio("decode.kv_bytes_resident", "decode.kv_bytes_resident_dense") < 1
 
 
 REQUESTS = [

@@ -143,6 +143,13 @@ def test_what_is_wrong_is_said_before_anything_runs(story, tasks, monkeypatch):
         sparsebench.evaluate(
             model, tokenizer, tasks, methods=[adapters.create("wanda", sparsity=0.5)], calibration="prse"
         )
+    for limit in (0, -3):
+        with pytest.raises(InputError, match="no sample of a task"):
+            sparsebench.evaluate(model, tokenizer, tasks, limit=limit)
+    with pytest.raises(InputError, match="no tokenizer"):
+        sparsebench.evaluate(model, None, tasks)
+    with pytest.raises(InputError, match="'path:x' is no model"):
+        sparsebench.evaluate("path:x", tokenizer, tasks)
     tokenizer.eos_token = None
     with pytest.raises(InputError, match="end-of-text"):
         sparsebench.evaluate(model, tokenizer, tasks)

@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 from sparsebench.cli import app
 from sparsebench.errors import InputError
 from sparsebench.reports.retrieval_out import write_mteb, write_trec
+from sparsebench.retrieval.mteb import metric_name
 from sparsebench.retrieval.run import read_trec
 from sparsebench.suite_run import run_suite
 
@@ -43,6 +44,12 @@ def test_runs_are_read_back(results: Path, tmp_path: Path) -> None:
     assert run.ranking(run.query_ids[0]) == [fields[2] for fields in first]
 
 
+def test_ids_with_white_space_stand_in_no_run(results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(json, "loads", lambda _: ["d 7"])
+    with pytest.raises(InputError, match="'d 7' cannot stand in a TREC run"):
+        write_trec([results], tmp_path)
+
+
 def test_results_have_mtebs_form(results: Path, tmp_path: Path) -> None:
     done = CliRunner().invoke(app, ["export", str(results), "--format", "mteb", "--out", str(tmp_path)])
     assert done.exit_code == 0, done.output
@@ -61,3 +68,9 @@ def test_results_of_language_models_are_none_of_it(tmp_path: Path) -> None:
         write_mteb([tmp_path], tmp_path / "out")
     with pytest.raises(InputError):
         write_trec([tmp_path], tmp_path / "out")
+
+
+def test_a_metric_without_a_depth_has_that_of_rankings() -> None:
+    assert metric_name("MAP") == "map_at_1000" and metric_name("MAP@100") == "map_at_100"
+    with pytest.raises(InputError):
+        metric_name("speed")

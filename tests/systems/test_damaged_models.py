@@ -17,6 +17,7 @@ from gguf import GGUFWriter
 
 from sparsebench.errors import InputError
 from sparsebench.systems.loading import check_causal, load_causal_lm, model_files
+from sparsebench.systems.tiny import tiny_tokenizer
 
 DIMENSIONS, HIDDEN, VOCABULARY = 16, 32, 40
 CHANGES = 300
@@ -97,6 +98,15 @@ def test_a_gguf_file_without_a_weight_is_refused(tmp_path: Path) -> None:
     path = write_gguf(tmp_path / "m.gguf", **{"blk.0.ffn_up.weight": 0})
     with pytest.raises(InputError, match=r"1 weights are not in the checkpoint.*up_proj"):
         model_files(f"path:{path}")
+
+
+def test_a_tokenizer_with_more_tokens_than_the_model_has_embeddings_is_refused(tmp_path: Path) -> None:
+    model, tokenizer = models.tiny_model("llama"), tiny_tokenizer()
+    tokenizer.add_tokens(["<one>", "<too>", "<many>"])
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(InputError, match="its tokenizer has 263 tokens and the model 260 embeddings"):
+        load_causal_lm(f"path:{tmp_path}")
 
 
 def test_a_gguf_file_cut_short_is_refused(tmp_path: Path) -> None:

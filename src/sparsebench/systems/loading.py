@@ -108,9 +108,11 @@ def load_causal_lm(
     files = model_files(ref)
     chosen = resolve_dtype(dtype, device)
     check_causal(files)
+    model, tokenizer = _load_model(files, chosen), load_tokenizer(ref)
+    _check_vocabulary(files.ref, model, tokenizer)
     return CausalLM(
-        spread(_load_model(files, chosen), places),
-        load_tokenizer(ref),
+        spread(model, places),
+        tokenizer,
         files.ref,
         files.fingerprint,
         files.base_precision or _stored_precision(files.folder) or str(chosen).removeprefix("torch."),
@@ -209,6 +211,18 @@ def _check_complete(name: str, found: Mapping[str, Any]) -> None:
     if wrong:
         shown = ", ".join(wrong[:3]) + (", ..." if len(wrong) > 3 else "")
         raise InputError(f"{name}: {len(wrong)} weights are not in the checkpoint, or of another shape: {shown}")
+
+
+def _check_vocabulary(name: str, model: Any, tokenizer: Any) -> None:
+    """Whether every token that a tokenizer can give has an embedding; many models have some to spare.
+
+    Raises:
+        InputError: One has none.
+    """
+    embeddings = getattr(model.get_input_embeddings(), "num_embeddings", None)
+    if embeddings is not None and len(tokenizer) > embeddings:
+        message = f"{name}: its tokenizer has {len(tokenizer)} tokens and the model {embeddings} embeddings"
+        raise InputError(message, "they do not belong together")
 
 
 def _first_line(error: Exception) -> str:

@@ -14,6 +14,9 @@ from sparsebench.store import StoredCell
 TELL_APART = ("dtype", "mode", "protocol", "seed", "calibration")
 """What tells cells of one system, stack and task apart within a folder."""
 
+DECIDE = ("torch", "transformers", "tokenizers", "lm-eval", "bm25s", "sentence-transformers")
+"""Packages whose version may change what a system answers."""
+
 
 @dataclass(frozen=True)
 class Match:
@@ -118,6 +121,9 @@ def _match(ours: StoredCell, theirs: StoredCell) -> Match:
         *((f"version of {m.method}", m.version, n.version) for m, n in zip(a.stack, b.stack, strict=True)),
         *((name, _value(a, name), _value(b, name)) for name in TELL_APART),
     ]
+    before, after = (cell.environment for cell in (ours, theirs))
+    pairs.append(("hardware", before.hardware, after.hardware))
+    pairs += [(name, before.packages.get(name), after.packages.get(name)) for name in DECIDE]
     differs = tuple(f"{name} ({_brief(x)} to {_brief(y)})" for name, x, y in pairs if x != y)
     refused = "" if (a.mode, a.protocol) == (b.mode, b.protocol) else "not comparable: other mode or protocol"
     return Match(ours, theirs, differs, refused)

@@ -7,6 +7,7 @@ from pathlib import Path
 import jinja2
 
 from sparsebench.reports import notation
+from sparsebench.reports.verdicts import TESTED_ROLES
 from sparsebench.reports.views import math_safe
 
 
@@ -25,6 +26,7 @@ def template_environment(folder: Path) -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.globals["tested_roles"] = (*TESTED_ROLES, "")
     environment.filters |= {
         "bytes_size": notation.bytes_size,
         "count": notation.count,

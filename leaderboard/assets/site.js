@@ -179,7 +179,7 @@
     function wanted() {
       const asked = Object.fromEntries(fields.map((field) => [field.name, field.value]));
       const words = (asked.q || "").toLowerCase().split(/\s+/).filter(Boolean);
-      const named = ["family", "task", "verdict"].filter((name) => asked[name]);
+      const named = ["family", "task", "verdict", "role"].filter((name) => asked[name]);
       if (words.length && !texts) texts = rows.map((row) => row.cells[0].textContent.toLowerCase());
       const keep = (row, place) =>
         named.every((name) => row.dataset[name] === asked[name]) && words.every((word) => texts[place].includes(word));

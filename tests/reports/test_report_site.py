@@ -207,6 +207,16 @@ def test_the_leaderboard_holds_every_headline_row(table: pd.DataFrame, pages: di
     assert Counter(a["data-family"] for a in activation)["pruning"] == 2, "with the baselines that it shares"
 
 
+def test_a_count_of_the_overview_leads_to_as_many_rows(pages: dict[str, Page]) -> None:
+    links = re.findall(
+        r'href="(leaderboard/\w+\.html)#verdict=([^"&]+)&amp;role=method">([\d,]+)</a>', pages["index.html"].source
+    )
+    assert len(links) > 3
+    for page, verdict, count in links:
+        rows = [a for a in pages[page].all("tr") if a.get("data-role") == "method"]
+        assert sum(a["data-verdict"] == unquote(verdict) for a in rows) == int(count.replace(",", "")), (page, verdict)
+
+
 def test_a_cells_page_has_its_numbers_and_the_command(
     results: Path, table: pd.DataFrame, pages: dict[str, Page]
 ) -> None:

@@ -249,7 +249,7 @@ class CachePolicy(RememberingPolicy):
     def _count_resident(self, view: AttentionView, tally: Tally) -> Amount:
         """Bytes held while each query ran, summed over queries.
 
-        Where evicted keys are gone it is the slots of the tensors that are left and of the tokens after them, in a layer
+        Where evicted keys are gone it is the slots of the tensors that are left and of the tokens after them, in layers
         with a window no more than it has; else what a query reads, which is all that would be held of its
         sequence. Entries have the bytes of the shape whatever the dtype, as those of the dense cache beside them.
         """

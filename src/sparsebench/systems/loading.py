@@ -214,14 +214,18 @@ def _check_complete(name: str, found: Mapping[str, Any]) -> None:
 
 
 def _check_vocabulary(name: str, model: Any, tokenizer: Any) -> None:
-    """Whether every token that a tokenizer can give has an embedding; many models have some to spare.
+    """Whether every token that a text can have has an embedding; of padding and other marks none need have one.
 
     Raises:
         InputError: One has none.
     """
     embeddings = getattr(model.get_input_embeddings(), "num_embeddings", None)
-    if embeddings is not None and len(tokenizer) > embeddings:
-        message = f"{name}: its tokenizer has {len(tokenizer)} tokens and the model {embeddings} embeddings"
+    if embeddings is None:
+        return
+    marks = {i for i, token in getattr(tokenizer, "added_tokens_decoder", {}).items() if token.special}
+    marks -= {tokenizer.bos_token_id, tokenizer.eos_token_id}
+    if beyond := [i for i in tokenizer.get_vocab().values() if i >= embeddings and i not in marks]:
+        message = f"{name}: its tokenizer has tokens up to {max(beyond)} and the model {embeddings} embeddings"
         raise InputError(message, "they do not belong together")
 
 

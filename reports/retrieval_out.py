@@ -19,6 +19,7 @@ from sparsebench.reports.sources import open_sources, read_samples
 from sparsebench.retrieval.evaluate import EVALUATOR
 from sparsebench.retrieval.mteb import metric_name
 from sparsebench.store import StoredCell
+from sparsebench.tasks.retrieval import DEPTH
 
 
 def write_trec(results_folders: Sequence[str | os.PathLike[str]], out: Path) -> list[Path]:
@@ -72,7 +73,7 @@ def write_mteb(results_folders: Sequence[str | os.PathLike[str]], out: Path) -> 
 def _result(cell: StoredCell) -> dict[str, Any]:
     outcome = cell.record.outcome
     collection = outcome.facts.get("collection") or {}
-    scores: dict[str, Any] = {metric_name(m.metric.column): m.value for m in outcome.metrics}
+    scores: dict[str, Any] = {metric_name(with_depth(m.metric.column)): m.value for m in outcome.metrics}
     main = next(m for m in outcome.metrics if m.metric.headline)
     scores |= {"main_score": main.value, "hf_subset": "default", "languages": ["eng-Latn"]}
     return {
@@ -84,6 +85,11 @@ def _result(cell: StoredCell) -> dict[str, Any]:
         "kg_co2_emissions": None,
         "scores": {collection.get("split", "test"): [scores]},
     }
+
+
+def with_depth(metric: str) -> str:
+    """A task's metric by its whole name: one without a cut-off looks at the first `DEPTH` documents."""
+    return metric if "@" in metric else f"{metric}@{DEPTH}"
 
 
 def _cells(results_folders: Sequence[str | os.PathLike[str]]) -> Iterator[StoredCell]:

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from sparsebench.cli import app
 from sparsebench.errors import InputError
-from sparsebench.reports.retrieval_out import write_mteb, write_trec
+from sparsebench.reports.retrieval_out import with_depth, write_mteb, write_trec
 from sparsebench.retrieval.mteb import metric_name
 from sparsebench.retrieval.run import read_trec
 from sparsebench.suite_run import run_suite
@@ -70,7 +70,6 @@ def test_results_of_language_models_are_none_of_it(tmp_path: Path) -> None:
         write_trec([tmp_path], tmp_path / "out")
 
 
-def test_a_metric_without_a_depth_has_that_of_rankings() -> None:
-    assert metric_name("MAP") == "map_at_1000" and metric_name("MAP@100") == "map_at_100"
-    with pytest.raises(InputError):
-        metric_name("speed")
+def test_a_task_metric_without_a_cut_off_has_that_of_the_rankings() -> None:
+    named = [metric_name(with_depth(metric)) for metric in ("MAP", "MRR", "MAP@100")]
+    assert named == ["map_at_1000", "mrr_at_1000", "map_at_100"]

@@ -12,9 +12,6 @@ from sparsebench.retrieval.run import Run
 
 _NAMES = {"nDCG": "ndcg", "MAP": "map", "Recall": "recall", "P": "precision", "MRR": "mrr"}
 
-DEPTHS = {"MAP": "MAP@1000"}
-"""Metrics whose name leaves out their depth."""
-
 
 def predictions(
     run: Run, split: str, model: str, revision: str | None = None, subset: str = "default"
@@ -68,12 +65,12 @@ def result(
 
 
 def metric_name(metric: str) -> str:
-    """MTEB's name of a metric: `ndcg_at_10` of `nDCG@10`.
+    """MTEB's name of a metric: `ndcg_at_10` of `nDCG@10`; a metric of the whole ranking has none.
 
     Raises:
         InputError: There is none.
     """
-    found = re.fullmatch(r"(\w+)@(\d+)", DEPTHS.get(metric, metric))
+    found = re.fullmatch(r"(\w+)@(\d+)", metric)
     if found is None or found[1] not in _NAMES:
         raise InputError(f"metric {metric!r} has no name in MTEB")
     return f"{_NAMES[found[1]]}_at_{found[2]}"

@@ -9,10 +9,10 @@ from typing import Any
 import attention_views as views
 import numpy as np
 import torch
+from attention_texts import random_ids
 
-from sparsebench.adapters import Prepared, attached, create, get
+from sparsebench.adapters import Prepared, create, get
 from sparsebench.adapters.attention._cache import CacheAdapter, StepwiseCache
-from sparsebench.adapters.calibration import Calibration
 from sparsebench.engine.attention import AttentionView
 from sparsebench.engine.scoring import Scored, score
 from sparsebench.systems.counters import Counters
@@ -89,15 +89,6 @@ def some(name: str) -> dict[str, Any]:
         name, {}
     )
     return {"sparsity": 0.6, **small}
-
-
-def random_ids(count: int, seed: int = 0) -> list[int]:
-    return torch.randint(0, 256, (count,), generator=torch.Generator().manual_seed(seed)).tolist()
-
-
-def on(system, *members):
-    text = Calibration("random", np.array([random_ids(32, seed) for seed in range(4)]))
-    return attached(system, [create(name, **knobs) for name, knobs in members], text)
 
 
 REQUESTS = [

@@ -11,12 +11,12 @@ import models
 import numpy as np
 import pytest
 import torch
+from attention_texts import calibration, on, plain_logprobs, random_ids
 from attention_views import CARDS, LAYERS
 
-from sparsebench.adapters import Prepared, attached, create, get
+from sparsebench.adapters import Prepared, create, get
 from sparsebench.adapters.attention import _executor
 from sparsebench.adapters.attention.base import AttentionAdapter
-from sparsebench.adapters.calibration import Calibration
 from sparsebench.cost import Request, dense_cost
 from sparsebench.engine import flow
 from sparsebench.engine.attention import attend_dense
@@ -27,18 +27,6 @@ METHODS = views.BY_SELECTION
 RATIO = [name for name in METHODS if "sparsity" in CARDS[name].budgets]
 ROWS = [(0, 70), (0, 33), (0, 1), (0, 96)]
 DECODED = [(40, 9), (3, 4), (0, 2), (87, 7)]
-
-
-def random_ids(count: int, seed: int = 0) -> list[int]:
-    return torch.randint(0, 256, (count,), generator=torch.Generator().manual_seed(seed)).tolist()
-
-
-def calibration() -> Calibration:
-    return Calibration("random", np.array([random_ids(32, seed) for seed in range(4)]))
-
-
-def on(system, *members):
-    return attached(system, [create(name, **knobs) for name, knobs in members], calibration())
 
 
 def phases_of(name: str) -> tuple[str, ...]:
@@ -276,14 +264,8 @@ def test_a_plain_call_is_as_the_engines_rows(name, systems):
     prompt = 45
     with on(system, (name, views.some_budget(name))):
         (expected,) = score(system, [Scored(ids, 60 - prompt, prompt)])
-        with torch.inference_mode():
-            out = system.model(torch.tensor([ids[:prompt]]), use_cache=True)
-            logits = [out.logits[0, -1]]
-            for place in range(prompt, 59):
-                out = system.model(torch.tensor([[ids[place]]]), past_key_values=out.past_key_values, use_cache=True)
-                logits.append(out.logits[0, -1])
-    found = torch.log_softmax(torch.stack(logits), dim=-1)[torch.arange(15), torch.tensor(ids[prompt:])]
-    assert np.abs(found.numpy() - expected.logprobs).max() < 1e-4
+        found = plain_logprobs(system, ids, prompt)
+    assert np.abs(found - expected.logprobs).max() < 1e-4
 
 
 @pytest.mark.parametrize("name", METHODS)

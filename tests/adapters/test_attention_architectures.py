@@ -7,12 +7,11 @@ from typing import Any
 import attention_views as views
 import numpy as np
 import pytest
-import torch
+from attention_texts import on, random_ids
 from attention_views import CARDS
 
-from sparsebench.adapters import attached, create, get
+from sparsebench.adapters import get
 from sparsebench.adapters.attention._cache import CacheAdapter
-from sparsebench.adapters.calibration import Calibration
 from sparsebench.engine.scoring import Scored, score
 
 ARCHITECTURES = ("gpt2", "qwen3", "mistral")
@@ -38,21 +37,12 @@ FEW = {
 """Knobs for prompts as short as these."""
 
 
-def random_ids(count: int, seed: int = 0) -> list[int]:
-    return torch.randint(0, 256, (count,), generator=torch.Generator().manual_seed(seed)).tolist()
-
-
 REQUESTS = [Scored(random_ids(n, n), 9, prefill) for n, prefill in ((60, 45), (33, 24), (47, 38))]
 """Prompts of several lengths, with decoded queries after them."""
 
 
 def logprobs(system: Any, requests: list[Scored] = REQUESTS) -> np.ndarray:
     return np.concatenate([result.logprobs for result in score(system, requests)])
-
-
-def on(system: Any, *members: tuple[str, dict[str, Any]]) -> Any:
-    text = Calibration("random", np.array([random_ids(32, seed) for seed in range(4)]))
-    return attached(system, [create(name, **knobs) for name, knobs in members], text)
 
 
 def ways(name: str, budgets: dict[str, dict[str, Any]], otherwise: dict[str, Any]) -> list[dict[str, Any]]:

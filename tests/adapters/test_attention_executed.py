@@ -8,9 +8,10 @@ import attention_views as views
 import numpy as np
 import pytest
 import torch
-from attention_caches import CACHE, ONCE, logprobs, phases, policy_of, random_ids, some, whole_view
+from attention_caches import CACHE, ONCE, logprobs, phases, policy_of, some, whole_view
+from attention_texts import calibration, random_ids
 from attention_views import CARDS
-from test_attention import DECODED, ROWS, calibration
+from test_attention import DECODED, ROWS
 
 from sparsebench.adapters import attached, create, get
 from sparsebench.engine import flex

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import transformers as hf
+from attention_texts import random_ids
 
 from sparsebench.adapters import attached, create
 from sparsebench.adapters.attention._rotary import Rotary
@@ -22,10 +23,6 @@ from sparsebench.errors import InputError
 from sparsebench.systems.causal_lm import CausalLM
 
 WINDOWS = (24, None) * 8
-
-
-def random_ids(count: int, seed: int = 0) -> list[int]:
-    return torch.randint(0, 256, (count,), generator=torch.Generator().manual_seed(seed)).tolist()
 
 
 REQUESTS = [Scored(random_ids(n, n), 12, prefill) for n, prefill in ((90, 70), (51, 35), (64, 40))]

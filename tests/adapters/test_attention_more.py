@@ -9,6 +9,7 @@ import models
 import numpy as np
 import pytest
 import torch
+from attention_texts import random_ids
 from attention_views import CARDS
 
 from sparsebench.adapters import attached, create, get
@@ -31,10 +32,6 @@ def chosen(name: str, view, **knobs) -> torch.Tensor:
 
 def keys_of(mask: torch.Tensor, query: int, head: int = 0) -> list[int]:
     return mask[0, head, query].nonzero().flatten().tolist()
-
-
-def random_ids(count: int, seed: int = 0) -> list[int]:
-    return torch.randint(0, 256, (count,), generator=torch.Generator().manual_seed(seed)).tolist()
 
 
 # static masks

@@ -10,6 +10,7 @@ import models
 import numpy as np
 import pytest
 import torch
+from attention_texts import random_ids
 
 from sparsebench.adapters import attached, create
 from sparsebench.engine.generation import Generator, Prompt
@@ -83,10 +84,6 @@ def library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "kvpress.py").write_text(LIBRARY)
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
-
-
-def random_ids(count: int, seed: int = 0) -> list[int]:
-    return torch.randint(0, 256, (count,), generator=torch.Generator().manual_seed(seed)).tolist()
 
 
 REQUESTS = [Scored(random_ids(n, n), 8, prefill) for n, prefill in ((70, 60), (41, 30), (12, 4))]

@@ -17,14 +17,13 @@ from attention_caches import (
     ROWS,
     STEPWISE,
     logprobs,
-    on,
     phases,
     policy_of,
-    random_ids,
     reads,
     some,
     whole_view,
 )
+from attention_texts import on, plain_logprobs, random_ids
 from attention_views import CARDS, LAYERS
 
 from sparsebench.adapters import create
@@ -172,14 +171,8 @@ def test_a_plain_call_is_as_the_engines_rows(name, systems):
     prompt = 45
     with on(system, (name, some(name))):
         (expected,) = score(system, [Scored(ids, 60 - prompt, prompt)])
-        with torch.inference_mode():
-            out = system.model(torch.tensor([ids[:prompt]]), use_cache=True)
-            logits = [out.logits[0, -1]]
-            for place in range(prompt, 59):
-                out = system.model(torch.tensor([[ids[place]]]), past_key_values=out.past_key_values, use_cache=True)
-                logits.append(out.logits[0, -1])
-    found = torch.log_softmax(torch.stack(logits), dim=-1)[torch.arange(15), torch.tensor(ids[prompt:])]
-    assert np.abs(found.numpy() - expected.logprobs).max() < 1e-4
+        found = plain_logprobs(system, ids, prompt)
+    assert np.abs(found - expected.logprobs).max() < 1e-4
 
 
 def test_plain_calls_that_cannot_be_followed_are_refused(systems):

@@ -9,7 +9,8 @@ import models
 import numpy as np
 import pytest
 import torch
-from attention_caches import Unturned, phases, policy_of, random_ids, whole_view
+from attention_caches import Unturned, phases, policy_of, whole_view
+from attention_texts import random_ids
 
 from sparsebench.adapters import create
 from sparsebench.adapters.attention._rotary import Rotary

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from attention_caches import ARCHITECTURES, random_ids
+from attention_caches import ARCHITECTURES
+from attention_texts import random_ids
 
 from sparsebench.adapters.attention._rotary import Rotary
 from sparsebench.adapters.attention.expected_attention import expectation

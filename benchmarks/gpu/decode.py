@@ -25,8 +25,8 @@ from sparsebench.speed.protocol import amdahl
 
 PAGE, BUDGET = 16, 4096
 LAYOUTS = {
-    1: [Layout(*x) for x in ((16, 128, 4, 2), (32, 128, 4, 1), (32, 64, 4, 2), (64, 64, 4, 1))],
-    8: [Layout(*x) for x in ((4, 64, 4, 3), (8, 64, 4, 3), (8, 128, 4, 2), (16, 64, 4, 2))],
+    1: [Layout(*x, early=e) for x in ((32, 128, 4, 1), (32, 64, 4, 2), (64, 64, 4, 1)) for e in (True, False)],
+    8: [Layout(*x, early=e) for x in ((4, 64, 4, 3), (8, 64, 4, 3), (8, 128, 4, 2)) for e in (True, False)],
 }
 WHOLE = {1: (32, 64), 8: (8, 16)}
 """Shares of the pages when this kernel reads them all."""
@@ -73,6 +73,23 @@ def whole_error(tokens: int, layout: Layout, batch: int) -> float:
     launch.run()
     every = torch.ones(batch, KV_HEADS, tokens, dtype=torch.bool, device="cuda")
     return error_of(copy.out, reference.attend_tokens(copy.q, copy.k, copy.v, every))
+
+
+def early_error(tokens: int, rounds: int = 20) -> float:
+    """Steps that are launched early against the same ones in order: the largest difference, which must be none."""
+    copies = [Copy(tokens, 1) for _ in range(4)]
+    plain, early = (sparse(copies, Layout(early=x)) for x in (False, True))
+    worst = 0.0
+    for _ in range(rounds):
+        outputs = []
+        for launch in (plain, early):
+            for copy in copies:
+                copy.out.fill_(float("nan"))
+            launch.run()
+            torch.cuda.synchronize()
+            outputs.append(torch.stack([copy.out for copy in copies]))
+        worst = max(worst, float((outputs[0] - outputs[1]).abs().max()))
+    return worst
 
 
 def score_error(tokens: int) -> float:
@@ -209,6 +226,7 @@ def main() -> None:
         for name, error in errors.items():
             part.check(name, lambda error=error: error, 1e-2)  # type: ignore[misc]
         part.check("page scores", lambda: score_error(4_096), 1e-4)
+        part.check("early launches change nothing", lambda: early_error(tokens), 0.0)
         for batch in (1, 8):
             part.row(f"decode {tokens >> 10}k batch {batch}", partial(row, tokens, batch), 10, 5.0)
 

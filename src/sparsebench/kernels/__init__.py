@@ -8,6 +8,7 @@
 - `sparse_gemv`: matrix-vector products over active inputs
 - `gemv_gpu`: products of a few tokens with what they keep; `gemv_cpu`: the same on a processor, by numba
 - `semi_structured`: 2:4 weights through PyTorch
+- `early`: launches while the kernel before still runs
 - `counting`: where products count the zeros that they meet
 - `energy`: joules through NVML
 - `reference`: what they compute, in plain PyTorch

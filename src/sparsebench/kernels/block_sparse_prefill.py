@@ -235,7 +235,7 @@ def _block_means(x: torch.Tensor, block: int) -> torch.Tensor:
     blocks = -(-tokens // block)
     out = torch.empty(batch, heads, blocks, dim, dtype=torch.float32, device=x.device)
     _means[(blocks, batch * heads)](
-        x, out, tokens, blocks, BLOCK=block, WIDE=triton.next_power_of_2(block), D=dim, num_warps=4
+        x, out, tokens, blocks, BLOCK=block, WIDE=triton.next_power_of_2(block), D=dim, num_warps=2
     )
     return out
 
@@ -250,9 +250,8 @@ def select_blocks(
     query_block: int = 128,
     key_block: int = 128,
     sink: int = 1,
-    warps: int = 4,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Lists of the best blocks by pooled scores, with sink and diagonal; see `select` and `block_budget`."""
     scores = pooled_scores(q, k, query_block, key_block)
     diagonal = max(1, query_block // key_block)
-    return select(scores, valid, keep, width, sink=sink, local=diagonal, warps=warps)
+    return select(scores, valid, keep, width, sink=sink, local=diagonal)

@@ -21,18 +21,20 @@ import triton
 import triton.language as tl
 
 from sparsebench.errors import InputError
+from sparsebench.kernels.early import begin, launch
 from sparsebench.kernels.selection import select
 
 
 @triton.jit
 def _score(
     q, bounds, table, lengths, scores, pages, GROUP: tl.constexpr, WIDE: tl.constexpr, D: tl.constexpr,
-    PAGE: tl.constexpr, HEADS: tl.constexpr, BLOCK: tl.constexpr,
+    PAGE: tl.constexpr, HEADS: tl.constexpr, BLOCK: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
-    head = tl.program_id(1)
+    begin(EARLY)
+    head = tl.program_id(0)  # heads of a page lie side by side: read together they come from memory in one run
     sequence = tl.program_id(2)
     row = sequence * HEADS + head
-    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = (at < pages) & (at * PAGE < tl.load(lengths + sequence))
     page = tl.load(table + sequence * pages + at, mask=inside, other=0).to(tl.int64)
     d = tl.arange(0, D)
@@ -50,10 +52,11 @@ def _score(
 
 @triton.jit
 def _attend(
-    q, keys, values, chosen, counts, lengths, part, extent, width, pool, scale, GROUP: tl.constexpr,
+    q, keys, values, table, chosen, counts, lengths, part, extent, width, pages, scale, GROUP: tl.constexpr,
     WIDE: tl.constexpr, D: tl.constexpr, PAGE: tl.constexpr, HEADS: tl.constexpr, TILE: tl.constexpr,
-    SPLITS: tl.constexpr, STAGES: tl.constexpr,
+    SPLITS: tl.constexpr, STAGES: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
+    begin(EARLY)
     split = tl.program_id(0)
     head = tl.program_id(1)
     sequence = tl.program_id(2)
@@ -75,8 +78,8 @@ def _attend(
     for i in tl.range(first, end, TILE // PAGE, num_stages=STAGES):
         slot = i + token // PAGE
         inside = (slot < end) & ((slot < count - 1) | (within < filled))
-        page = tl.load(chosen + row.to(tl.int64) * width + slot, mask=slot < end, other=0).to(tl.int64)
-        inside &= (page >= 0) & (page < pool)
+        place = tl.load(chosen + row.to(tl.int64) * width + slot, mask=slot < end, other=0)
+        page = tl.load(table + sequence * pages + place, mask=slot < end, other=0).to(tl.int64)
         where = ((page * HEADS + head) * PAGE + within)[:, None] * D + d[None, :]
         k = tl.load(keys + where, mask=inside[:, None], other=0.0)
         v = tl.load(values + where, mask=inside[:, None], other=0.0)
@@ -96,7 +99,10 @@ def _attend(
 
 
 @triton.jit
-def _combine(part, extent, out, GROUP: tl.constexpr, D: tl.constexpr, SPLITS: tl.constexpr):
+def _combine(
+    part, extent, out, GROUP: tl.constexpr, D: tl.constexpr, SPLITS: tl.constexpr, EARLY: tl.constexpr
+):  # fmt: skip
+    begin(EARLY)
     head = tl.program_id(0)
     row = head // GROUP
     place = (row * SPLITS + tl.arange(0, SPLITS)) * GROUP + head % GROUP
@@ -119,15 +125,19 @@ class Layout:
         warps: Warps of an attention program.
         stages: Depth of its software pipeline.
         scored: Pages that one scoring program reads.
+        scoring: Warps of a scoring program.
         selecting: Warps of a selecting program.
+        early: Whether kernels are launched before the one ahead has ended.
     """
 
-    splits: int = 16
-    tile: int = 128
+    splits: int = 32
+    tile: int = 64
     warps: int = 4
     stages: int = 2
-    scored: int = 64
-    selecting: int = 16
+    scored: int = 8
+    scoring: int = 1
+    selecting: int = 8
+    early: bool = False
 
     def __str__(self) -> str:
         return ", ".join(f"{name} {value}" for name, value in vars(self).items())
@@ -244,14 +254,14 @@ class PagedDecode:
         """Score all pages for `q`, `[batch, heads, head_dim]`, and list the best."""
         self._fits(q)
         cache, layout = self.cache, self.layout
-        _score[(triton.cdiv(self.pages, layout.scored), self.kv_heads, self.batch)](
+        _score[(self.kv_heads, triton.cdiv(self.pages, layout.scored), self.batch)](
             q, cache.bounds, cache.table, cache.lengths, self.scores, self.pages, GROUP=self.group,
             WIDE=triton.next_power_of_2(self.group), D=self.dim, PAGE=self.page, HEADS=self.kv_heads,
-            BLOCK=layout.scored, num_warps=4,
+            BLOCK=layout.scored, num_warps=layout.scoring, **launch(layout.early),
         )  # fmt: skip
         select(
-            self.scores, self.valid, self.keep, self.width, repeat=True, local=1, table=cache.table,
-            out=(self.chosen, self.counts), warps=layout.selecting,
+            self.scores, self.valid, self.keep, self.width, repeat=True, local=1,
+            out=(self.chosen, self.counts), warps=layout.selecting, early=layout.early,
         )  # fmt: skip
 
     def choose_all(self) -> None:
@@ -262,19 +272,19 @@ class PagedDecode:
         """
         if self.width < self.pages:
             raise InputError(f"a budget of {self.width} pages does not cover {self.pages}")
-        self.chosen.copy_(self.cache.table[:, None].expand_as(self.chosen))
+        self.chosen.copy_(torch.arange(self.pages, dtype=torch.int32, device=self.chosen.device).expand_as(self.chosen))
         self.counts.copy_(self.valid[:, None].expand_as(self.counts))
 
     def attend(self, q: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
         """Attention of `q` over the pages that were chosen last, into `out`, `[batch, heads, head_dim]`."""
         self._fits(q, out)
         cache, layout = self.cache, self.layout
-        shape = {"GROUP": self.group, "D": self.dim, "SPLITS": layout.splits}
+        shape = {"GROUP": self.group, "D": self.dim, "SPLITS": layout.splits, **launch(layout.early)}
         _attend[(layout.splits, self.kv_heads, self.batch)](
-            q, cache.keys, cache.values, self.chosen, self.counts, cache.lengths, self.part, self.extent, self.width,
-            self.pool, math.log2(math.e) / math.sqrt(self.dim), WIDE=max(16, triton.next_power_of_2(self.group)),
-            PAGE=self.page, HEADS=self.kv_heads, TILE=layout.tile, STAGES=layout.stages, num_warps=layout.warps,
-            **shape,
+            q, cache.keys, cache.values, cache.table, self.chosen, self.counts, cache.lengths, self.part, self.extent,
+            self.width, self.pages, math.log2(math.e) / math.sqrt(self.dim),
+            WIDE=max(16, triton.next_power_of_2(self.group)), PAGE=self.page, HEADS=self.kv_heads,
+            TILE=layout.tile, STAGES=layout.stages, num_warps=layout.warps, **shape,
         )  # fmt: skip
         _combine[(self.batch * self.heads,)](self.part, self.extent, out, num_warps=4, **shape)
         return out

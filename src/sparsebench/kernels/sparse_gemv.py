@@ -6,8 +6,7 @@ same every time. The product reads weights stored by columns, `[in, out]`; a pro
 it goes through memory in one run, and there are enough programs to keep the memory busy. Each share writes a partial
 sum; whatever reads the product adds them up. So no launch is spent on compaction or on reduction alone.
 
-With `early` a kernel is launched while the one before it still runs, and waits on the device until that one is done
-(programmatic dependent launch, compute capability 9.0): the cost of a launch is hidden behind the kernel before.
+With `early` a kernel is launched while the one before it still runs (`kernels.early`).
 """
 
 from __future__ import annotations
@@ -17,20 +16,12 @@ from dataclasses import dataclass
 import torch
 import triton
 import triton.language as tl
-from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from sparsebench.errors import InputError
+from sparsebench.kernels.early import begin, launch
 
 CHUNK = 1024
 """Entries of one list."""
-
-
-@triton.jit
-def _begin(EARLY: tl.constexpr):
-    """Wait for the kernel before, and let the one behind be launched; it will wait for this one."""
-    if EARLY:
-        gdc_wait()
-        gdc_launch_dependents()
 
 
 @triton.jit
@@ -57,7 +48,7 @@ def _plain(
     parts, threshold, out, index, value, count, size, PARTS: tl.constexpr, CHUNK: tl.constexpr, SPARSE: tl.constexpr,
     EARLY: tl.constexpr,
 ):  # fmt: skip
-    _begin(EARLY)
+    begin(EARLY)
     chunk = tl.program_id(0)
     at = chunk * CHUNK + tl.arange(0, CHUNK)
     x = _summed(parts, at, size, PARTS, size).to(out.dtype.element_ty)
@@ -72,7 +63,7 @@ def _norm(
     BLOCK: tl.constexpr, CHUNK: tl.constexpr, SPARSE: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """Residual sum and RMS norm. Each program norms the whole vector and writes one chunk of it."""
-    _begin(EARLY)
+    begin(EARLY)
     chunk = tl.program_id(0)
     every = tl.arange(0, BLOCK)
     whole = tl.load(hidden + every, mask=every < size, other=0.0).to(tl.float32)
@@ -97,7 +88,7 @@ def _gated(
     EARLY: tl.constexpr,
 ):  # fmt: skip
     """SwiGLU of gate and up, which lie side by side."""
-    _begin(EARLY)
+    begin(EARLY)
     chunk = tl.program_id(0)
     at = chunk * CHUNK + tl.arange(0, CHUNK)
     gate = _summed(parts, at, size, PARTS, 2 * size)
@@ -141,7 +132,7 @@ def _product(
     While a step's tiles are summed, the next step's are on their way to registers of their own, as are the list's
     entries of the step after it: so a fixed number of loads is always in flight.
     """
-    _begin(EARLY)
+    begin(EARLY)
     column = tl.program_id(0) * BN + tl.arange(0, BN)
     split = tl.program_id(1)
     token, splits = tl.program_id(2), tl.num_programs(1)
@@ -210,16 +201,12 @@ class Active:
         return self.index, self.value, self.count
 
 
-def _launch(early: bool) -> dict[str, bool]:
-    return {"EARLY": True, "launch_pdl": True} if early else {"EARLY": False}
-
-
 @triton.jit
 def _heads(
     parts, cosine, sine, position, q, keys, values, tokens, PARTS: tl.constexpr, HEADS: tl.constexpr, KV: tl.constexpr,
     D: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
-    _begin(EARLY)
+    begin(EARLY)
     head = tl.program_id(0)
     at = tl.arange(0, D // 2)
     size = (HEADS + 2 * KV) * D
@@ -264,7 +251,7 @@ def heads(
     (count, dim), (kv, tokens, _) = q.shape, keys.shape
     _heads[(count + 2 * kv,)](
         parts, *rotary, position, q, keys, values, tokens, PARTS=parts.shape[0], HEADS=count, KV=kv, D=dim, num_warps=1,
-        **_launch(early),
+        **launch(early),
     )  # fmt: skip
 
 
@@ -272,7 +259,7 @@ def gather(parts: torch.Tensor, into: Active, *, sparse: bool = True, early: boo
     """Sum `parts`, `[splits, size]`, into a vector and list its active entries."""
     _plain[(into.chunks,)](
         parts, into.threshold, into.dense, *into.lists, into.size, PARTS=parts.shape[0], CHUNK=CHUNK, SPARSE=sparse,
-        num_warps=4, **_launch(early),
+        num_warps=4, **launch(early),
     )  # fmt: skip
 
 
@@ -294,7 +281,7 @@ def add_norm(
     _norm[(into.chunks,)](
         hidden, parts, weight, into.threshold, stream, into.dense, *into.lists, into.size, eps, PARTS=parts.shape[0],
         BLOCK=triton.next_power_of_2(into.size), CHUNK=CHUNK, SPARSE=sparse, num_warps=16,
-        **_launch(early),
+        **launch(early),
     )  # fmt: skip
 
 
@@ -302,7 +289,7 @@ def gate_up(parts: torch.Tensor, into: Active, *, sparse: bool = True, early: bo
     """SwiGLU of `parts`, `[splits, 2 * size]` with gate before up, with the active entries listed."""
     _gated[(into.chunks,)](
         parts, into.threshold, into.dense, *into.lists, into.size, PARTS=parts.shape[0], CHUNK=CHUNK, SPARSE=sparse,
-        num_warps=4, **_launch(early),
+        num_warps=4, **launch(early),
     )  # fmt: skip
 
 
@@ -323,6 +310,6 @@ def active_product(
         )
     _product[(triton.cdiv(out, layout.outputs), splits)](
         columns, *x.lists, parts, out, SHARES=layout.shares, CHUNK=CHUNK, BN=layout.outputs, BK=layout.inputs,
-        UNROLL=layout.unroll, num_warps=layout.warps, **_launch(early),
+        UNROLL=layout.unroll, num_warps=layout.warps, **launch(early),
     )  # fmt: skip
     return parts

@@ -207,7 +207,7 @@ def select_mask(
 
 def _block(width: int) -> int:
     """Positions of a program: a power of two, as tiles are."""
-    return max(32, triton.next_power_of_2(width))
+    return max(32, 1 << (width - 1).bit_length())
 
 
 def _warps(block: int) -> int:

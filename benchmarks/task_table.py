@@ -14,6 +14,8 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from sparsebench.reports.collect import collect
 from sparsebench.reports.notation import by_number
 from sparsebench.reports.safe import safe_sparsities
@@ -58,10 +60,10 @@ def main() -> None:
             key = (row["request"], row["asked_of"], row["method"], row["config"], share)
             rows[key][row["task"]] = shown(row)
             if row["request"]:
-                counted[key].append(row["realised"])
+                counted[key] += [row["realised"]] if pd.notna(row["realised"]) else []
         for key, found in counted.items():
-            low, high = f"{min(found):.2f}", f"{max(found):.2f}"
-            rows[key][COUNTED] = low if low == high else f"{low} to {high}"
+            ends = sorted({f"{share:.2f}" for share in (min(found), max(found))}) if found else []
+            rows[key][COUNTED] = " to ".join(ends)
         names = ["request", "of", "method", "config", "asked"]
     else:
         for row in table.to_dict("records"):

@@ -196,7 +196,7 @@ def _limits(axes: Axes, tradeoff: Tradeoff, rows: list[Row], column: str, bars: 
         low = max(low, 0.0)
         high = min(high, 1.0) if max(values) <= 1 else high
     if low > 0 and high > 5 * low and not tradeoff.higher_is_better:
-        _log_scale(axes, decades=math.log10(high / low))
+        log_scale(axes, decades=math.log10(high / low))
         axes.set_ylim(low / (high / low) ** 0.06, high * (high / low) ** 0.06)
     else:
         pad = 0.06 * (high - low) or 0.05 * abs(high) or 0.05
@@ -218,7 +218,8 @@ def _aside(axes: Axes, k: int, count: int) -> Transform:
     return axes.transData + ScaledTranslation((k - (count - 1) / 2) * step, 0, axes.figure.dpi_scale_trans)
 
 
-def _log_scale(axes: Axes, decades: float) -> None:
+def log_scale(axes: Axes, decades: float) -> None:
+    """A logarithmic scale with plain numbers: formulas are no text here."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     axes.set_yscale("log")

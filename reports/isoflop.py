@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import pandas as pd
 
 from sparsebench.reports.asked import axis
-from sparsebench.reports.figures import NEUTRAL, RC, Style, png, styles, svg
+from sparsebench.reports.figures import NEUTRAL, RC, Style, log_scale, png, styles, svg
 from sparsebench.reports.notation import known, printable, slug
 from sparsebench.reports.tradeoffs import Row, Tradeoff, tradeoffs
 from sparsebench.timeshares import amdahl
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 Share = Literal["flops_ratio", "bytes_ratio"]
 Measure = Literal["flops_ratio", "bytes_ratio", "realised"]
+LEAVES = 3.0
+"""Times the largest loss of the methods at which a control or comparator leaves a figure."""
 MEASURES: dict[Share, str] = {
     "flops_ratio": "FLOPs, as a share of dense",
     "bytes_ratio": "bytes read for a decoded token, as a share of dense",
@@ -186,15 +188,25 @@ def _drawn(tradeoff: Tradeoff, style: Mapping[tuple[str, str], Style], measure: 
             markersize=5,
             label=name + (f" ({curve.role})" if curve.role != "method" else ""),
         )
-    values = [value for curve in found for _, value in curve.points]
-    if not tradeoff.higher_is_better and min(values) > 0 and max(values) > 5 * min(values):
-        axes.set_yscale("log")
+    if not tradeoff.higher_is_better:
+        _losses(axes, tradeoff, [row for row in tradeoff.rows if known(row[measure])])
     axes.invert_xaxis()
     axes.set_xlabel(printable(label, 90))
     axes.set_ylabel(printable(tradeoff.metric, 40))
     axes.set_title(printable(f"{tradeoff.task}", 60), fontsize=9)
     figure.legend(loc="lower left", bbox_to_anchor=(0.05, 0.0), ncols=2, fontsize=8, frameon=False)
     return figure
+
+
+def _losses(axes: Axes, tradeoff: Tradeoff, rows: Sequence[Row]) -> None:
+    """A scale for perplexities that explode: what is far above all methods, as controls are, leaves the figure."""
+    values = [row["value"] for row in rows]
+    methods = [row["value"] for row in rows if row["role"] == "method"] or values
+    low = min(values if tradeoff.dense is None else [*values, tradeoff.dense])
+    high = min(max(values), LEAVES * max(methods))
+    if low > 0 and high > 5 * low:
+        log_scale(axes, decades=math.log10(high / low))
+        axes.set_ylim(low / (high / low) ** 0.06, high * (high / low) ** 0.06)
 
 
 def _baseline(axes: Axes, tradeoff: Tradeoff) -> None:

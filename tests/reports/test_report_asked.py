@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from sparsebench.account import Account, Line
-from sparsebench.reports.asked import axis, realised
+from sparsebench.reports.asked import axis, near, realised
 
 ACCOUNT = Account(
     (
@@ -35,11 +35,22 @@ def test_shares_by_hand():
         ("kv_bytes", {"phase": "decode"}),
         ("flops", {"phase": "prefill", "of": "small"}),
         ("flops", {"phase": "prefill", "count": "realisable"}),
-        ("flops", {"phase": "prefill", "prepared_for": 1000}),
     ],
 )
 def test_what_an_account_does_not_say_is_not_said(of, target):
     assert realised(ACCOUNT, of, target) is None
+
+
+@pytest.mark.parametrize("length", [4096, 3000, 1500])
+def test_texts_are_near_a_request_by_what_their_queries_see(length):
+    pairs = length * (length + 1) / 2
+    prompts = {"prefill.tokens": 3.0 * length, "prefill.causal_pairs": 3 * pairs}
+    assert near(prompts, {"prompt": 4096}) == (length >= 0.7 * 4096)
+    shared = {"prefill.tokens": length + 20.0, "prefill.causal_pairs": pairs + 20 * length}  # a second question on it
+    assert near(shared, {"prompt": 4096, "phase": "whole"}) == (length >= 0.7 * 4096)
+    answers = {"decode.tokens": 10.0, "decode.causal_pairs": 10.0 * length}
+    assert near(answers, {"prompt": 4096, "phase": "decode"}) == (length >= 0.7 * 4096)
+    assert not near({}, {"prompt": 4096})
 
 
 def test_an_axis_names_what_and_where():

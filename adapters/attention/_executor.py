@@ -68,8 +68,9 @@ class SelectivePolicy:
             self.selector.observe(view, self.allowance)
             return self._dense(view, phase)
         selection = self.selector.select(view, self.allowance)
-        executed = self.method.mode == "executed"
-        out, tally = execute(view, selection) if executed else simulate(view, selection, TILES[phase])
+        # A kernel that skips what a mask leaves out makes a mask as good as gathering.
+        gathered = self.method.mode == "executed" and not fused.executes(view)
+        out, tally = execute(view, selection) if gathered else simulate(view, selection, TILES[phase])
         self._count(view, phase, tally, selection.index_flops)
         return out
 

@@ -10,6 +10,8 @@ import pytest
 import torch
 from attention_views import CARDS
 
+from sparsebench.adapters import get
+from sparsebench.adapters.attention import _executor
 from sparsebench.engine import fused
 
 if not torch.cuda.is_available():
@@ -46,5 +48,31 @@ def test_kernels_change_nothing(name, window, monkeypatch):
             found.append((outs, dict(policy.system.counters.sums)))
         (plain, counted), (kernel, again) = found
         for a, b in zip(plain, kernel, strict=True):
+            assert torch.allclose(a.float(), b.float(), atol=2e-2), (name, rows)
+        assert counted == again
+
+
+@pytest.mark.parametrize("name", [name for name in views.BY_SELECTION if "executed" in CARDS[name].modes])
+def test_a_kernel_that_skips_executes_what_is_gathered_elsewhere(name, monkeypatch):
+    able = [phase for phase in CARDS[name].phases if phase in get(name).executes]
+    knobs = views.some_budget(name) | ({} if len(able) == len(CARDS[name].phases) else {"phase": able[0]})
+    for rows, decode in ((ROWS, False), (ONE, True)):
+        if ("decode" if decode else "prefill") not in able:
+            continue
+        found = []
+        for usable in (False, True):
+            monkeypatch.setattr(fused, "usable", lambda x, answer=usable: answer)
+            policy = views.policy_of(name, views.shape_of(), mode="executed", **knobs)
+            if usable:
+                monkeypatch.setattr(_executor, "execute", None)
+            outs = []
+            for view in views.views_of(rows, decode=decode)[:2]:
+                real = (view.positions >= 0)[:, None, :, None]
+                outs.append(policy.attend(halved(view)).cpu() * real)
+            monkeypatch.undo()
+            sums = policy.system.counters.sums
+            found.append((outs, {key: value for key, value in sums.items() if not key.endswith(".tiles")}))
+        (gathered, counted), (kernel, again) = found
+        for a, b in zip(gathered, kernel, strict=True):
             assert torch.allclose(a.float(), b.float(), atol=2e-2), (name, rows)
         assert counted == again

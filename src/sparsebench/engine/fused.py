@@ -69,6 +69,16 @@ def _plain(view: AttentionView) -> bool:
     return view.softcap is None and view.sinks is None
 
 
+def executes(view: AttentionView) -> bool:
+    """Whether attention over a mask skips here what the mask leaves out: tiles of a prompt, and keys of a token."""
+    if not (usable(view.query) and _plain(view)) or (kernels := _kernels()) is None:
+        return False
+    tensors = view.query, view.key, view.value
+    if kernels.prefill.suits(*tensors):
+        return "masked_prefill" not in _given_up
+    return bool(kernels.decode.suits(*tensors)) and "masked_decode" not in _given_up
+
+
 def attend(view: AttentionView, keep: torch.Tensor, within: bool = False) -> torch.Tensor | None:
     """Attention over the keys that are kept and seen, [rows, heads, queries, value_dim].
 

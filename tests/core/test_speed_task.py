@@ -205,6 +205,7 @@ def test_energy_stands_beside_the_times_where_a_counter_is(monkeypatch):
     with attached(system, [create("griffin", sparsity=0.5, mode="executed")]):
         without = bound(system).evaluate(system).facts
         monkeypatch.setattr(speed, "ENERGY_SECONDS", 0.02)
+        monkeypatch.setattr(speed, "SLOWEST", math.inf)
         monkeypatch.setattr(EnergyMeter, "of", lambda devices: SimpleNamespace(read=lambda: float(next(read))))
         before = dict(system.counters.sums)
         system.counters.reset()
@@ -222,6 +223,16 @@ def test_energy_stands_beside_the_times_where_a_counter_is(monkeypatch):
     assert facts["joules"] == pytest.approx(2 * whole)
     assert re.fullmatch(r" with [\d.e-]+ of [\d.e-]+ J a token", _energy(facts["speed"], "decode"))
     assert _energy(without["speed"], "decode") == ""
+
+
+def test_joules_of_runs_that_were_not_those_timed_are_no_ones(monkeypatch):
+    system, read = tiny(), itertools.count(1)
+    monkeypatch.setattr(speed, "ENERGY_SECONDS", 0.02)
+    monkeypatch.setattr(speed, "SLOWEST", 0.0)
+    monkeypatch.setattr(EnergyMeter, "of", lambda devices: SimpleNamespace(read=lambda: float(next(read))))
+    facts = bound(system).evaluate(system).facts
+    assert "times as long while its energy was measured" in facts["no energy"]
+    assert not any("energy" in name for name in facts["speed"]) and "joules" not in facts
 
 
 def test_what_is_wrong_is_named():

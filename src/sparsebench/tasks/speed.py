@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 SHARE_ROUNDS = 2
 ENERGY_SECONDS = 2.0
 """For how long the energy of a side is measured in each phase: many times what the counter takes to change."""
+SLOWEST = 2.0
+"""How many times as long a prompt or a token may take while its energy is measured."""
 OWN, ENGINE, TRANSFORMERS = "as it is", "dense, engine", "dense, transformers"
 WITHOUT_GRAPHS = "dense, engine without graphs"
 COLUMNS = ("prefill", "decode", "first_token_ms", "token_ms", "dense_first_token_ms", "dense_token_ms")
@@ -140,7 +142,7 @@ class BoundSpeedTask(BoundTask):
         facts = self._facts(phases) | {
             "graphs": {name: side.graphs for name, side in sides.items()},
             "without graphs": {name: side.obstacle for name, side in sides.items() if not side.graphs},
-            **self._energy(system, sides, phases["decode"]),
+            **self._energy(system, sides, phases),
         }
         with system.lifted():
             facts["attention of transformers"] = str(getattr(system.config, "_attn_implementation", ""))
@@ -179,9 +181,12 @@ class BoundSpeedTask(BoundTask):
             answer: Tokens that each prompt is continued by; None: the task's.
             decoding: Called when the first of the further tokens is chosen.
         """
-        with system.lifted() if side.dense else nullcontext():
-            run = self._engine if side.engine else self._transformers
-            return run(system, side, answer or self.answer, decoding)
+        with _form(system, side):
+            return self._timed(system, side, answer or self.answer, decoding)
+
+    def _timed(self, system: CausalLM, side: Side, answer: int, decoding: Callable[[], object] = _nothing) -> Times:
+        """One run of a system that has the form of the side."""
+        return (self._engine if side.engine else self._transformers)(system, side, answer, decoding)
 
     def _engine(self, system: CausalLM, side: Side, answer: int, decoding: Callable[[], object]) -> Times:
         """One run through the engine, in which no prompt is known from before."""
@@ -235,11 +240,12 @@ class BoundSpeedTask(BoundTask):
             end = time.perf_counter()
         return _times(start, middle, end, answer)
 
-    def _energy(self, system: CausalLM, sides: dict[str, Side], decode: dict[str, Any]) -> dict[str, Any]:
+    def _energy(self, system: CausalLM, sides: dict[str, Side], phases: dict[str, Any]) -> dict[str, Any]:
         """Joules of a prompt and of a further token by side; nothing where they are not measured.
 
         A prompt is computed again and again, and a text is decoded that is longer than the task's, for
-        `ENERGY_SECONDS` each. A batch shares its energy out.
+        `ENERGY_SECONDS` each. A batch shares its energy out. Joules of runs that are not those that were timed, since
+        each took far longer, are no one's.
         """
         from sparsebench.kernels.energy import EnergyMeter
 
@@ -249,8 +255,13 @@ class BoundSpeedTask(BoundTask):
             return {"no energy": error.message} if system.device.type == "cuda" else {}
         prompts, tokens = {}, {}
         for name, side in sides.items():
-            answer = self._longer(system, decode["sides"][name]["median_ms"])
-            prompts[name], tokens[name] = self._joules_of(system, side, meter, answer)
+            expected = Times(*(phases[phase]["sides"][name]["median_ms"] for phase in ("prefill", "decode")))
+            answer = self._longer(system, expected.decode)
+            prompts[name], tokens[name], slower = self._joules_of(system, side, meter, answer, expected)
+            if slower > SLOWEST:
+                return {
+                    "no energy": f"{name} took {slower:.1f} times as long while its energy was measured as in turns"
+                }
         return {
             "joules": len(self.prompts) * (prompts[OWN] + (self.answer - 1) * tokens[OWN]),
             "energy": {
@@ -269,16 +280,22 @@ class BoundSpeedTask(BoundTask):
             wanted //= 2
         return max(3, self.answer, wanted)
 
-    def _joules_of(self, system: CausalLM, side: Side, meter: EnergyMeter, answer: int) -> tuple[float, float]:
-        runs, before, end = 0, meter.read(), time.perf_counter() + ENERGY_SECONDS
-        while time.perf_counter() < end:
-            self._run(system, side, answer=1)
-            runs += 1
-        prompt = (meter.read() - before) / runs
+    def _joules_of(
+        self, system: CausalLM, side: Side, meter: EnergyMeter, answer: int, expected: Times
+    ) -> tuple[float, float, float]:
+        """Joules of a prompt and of a token, and how many times as long as expected a prompt or a token took."""
         marks: list[float] = []
-        self._run(system, side, answer, lambda: marks.append(meter.read()))
-        token = (meter.read() - marks[0]) / (answer - 2)
-        return prompt / len(self.prompts), token / len(self.prompts)
+        with _form(system, side):  # once: taking a method off and putting it back is no part of a prompt
+            self._timed(system, side, answer=1)
+            runs, before, begun = 0, meter.read(), time.perf_counter()
+            while (taken := time.perf_counter() - begun) < ENERGY_SECONDS:
+                self._timed(system, side, answer=1)
+                runs += 1
+            prompt = (meter.read() - before) / runs
+            decoded = self._timed(system, side, answer, lambda: marks.append(meter.read())).decode
+            token = (meter.read() - marks[0]) / (answer - 2)
+        slower = max(1e3 * taken / runs / expected.prefill, decoded / expected.decode)
+        return prompt / len(self.prompts), token / len(self.prompts), slower
 
     def _shares(self, system: CausalLM, decode: bool) -> dict[str, dict[str, float]]:
         """Where the dense model spends its time in each phase; nothing where that is not known of its architecture.
@@ -306,6 +323,11 @@ class BoundSpeedTask(BoundTask):
                 for phase, found in phases.items()
             },
         }
+
+
+def _form(system: CausalLM, side: Side) -> AbstractContextManager[None]:
+    """The form in which a side runs."""
+    return system.lifted() if side.dense else nullcontext()
 
 
 def _times(start: float, prefilled: float, end: float, answer: int) -> Times:

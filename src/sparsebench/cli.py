@@ -157,14 +157,16 @@ def plan(
 ) -> None:
     """Cells of a suite, their predicted cost and the power of each comparison; runs nothing."""
     from sparsebench.store import Store
-    from sparsebench.suite_run import planned, results_folder
+    from sparsebench.suite_run import of_one_suite, planned, results_folder
 
     made = planned(suite, model, limit, device)
     for note in made.notes:
         typer.echo(f"note: {note}", err=True)
     _print_plan(made)
     folder = results_folder(made.suite, out)
-    Store.create(folder).write_suite({"suite": made.suite.model_dump(mode="json"), "lock": made.lock})
+    store = Store.create(folder)
+    of_one_suite(store, made.suite, folder)
+    store.write_suite({"suite": made.suite.model_dump(mode="json"), "lock": made.lock})
     typer.echo(f"\nResolved hashes: {folder / 'suite.json'}")
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sparsebench.errors import InputError, UnknownNameError, shown
+from sparsebench.errors import InputError, IntegrityError, UnknownNameError, shown
 from sparsebench.executors import EXECUTORS, Stop, Workers
 from sparsebench.packing import SUFFIX
 from sparsebench.plan import Plan, plan
@@ -67,6 +67,21 @@ def results_folder(suite: Suite, out: Path | None) -> Path:
             f"{out} is the name of a packed file, and a run writes a folder", "sparsebench export packs it"
         )
     return out if out is not None else Path("results") / suite.suite
+
+
+def of_one_suite(store: Store, suite: Suite, folder: Path) -> None:
+    """Cells are judged by the margins of the one suite that their folder names, so that another has one of its own.
+
+    Raises:
+        InputError: The folder is another suite's.
+    """
+    try:
+        held = store.suite().get("suite")
+    except IntegrityError:
+        return  # it is written anew
+    name = held.get("suite") if isinstance(held, dict) else None
+    if name is not None and name != suite.suite:
+        raise InputError(f"{folder} holds results of the suite {name}, not of {suite.suite}", "give another --out")
 
 
 def planned(suite: str | Suite, model: str | None = None, limit: int | None = None, device: str | None = None) -> Plan:
@@ -151,6 +166,7 @@ def run_suite(
         folder = results_folder(made.suite, out)
         remote = Remote(elsewhere) if (elsewhere := address(folder)) else None
         store = Store.create(remote.fetch() if remote else folder)
+        of_one_suite(store, made.suite, folder)
         store.sweep()
         finished = store.finished_among(cell.id for cell in cells)
         todo = [cell for cell in cells if cell.id not in finished]

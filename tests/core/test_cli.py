@@ -282,6 +282,21 @@ class TestWrongInput:
         assert (code, "cannot write results to" in err) == (2, True)
 
 
+def test_a_folder_is_of_one_suite(small, tmp_path, sparsebench):
+    out = tmp_path / "results"
+    path = one_task(small, {"method": "magnitude", "budgets": {"sparsity": 0.5}})
+    assert sparsebench("run", path, "--out", out, "--no-site")[0] == 0
+    before = contents(out)
+    other = path.with_name("other.yaml")
+    name = yaml.safe_load(path.read_text())["suite"]
+    other.write_text(path.read_text().replace(f"suite: {name}", "suite: another", 1))
+    assert sparsebench("plan", other, "--out", out)[0] == 2
+    code, _, err = sparsebench("run", other, "--out", out, "--no-site")
+    assert (code, f"holds results of the suite {name}, not of another" in err) == (2, True)
+    assert contents(out) == before
+    assert sparsebench("run", path, "--out", out, "--no-site")[0] == 0
+
+
 @pytest.mark.parametrize("name", ["record.json", "spec.json", "env.json", "samples.parquet", "suite.json"])
 @pytest.mark.parametrize("damage", ["cut", "gone"])
 def test_a_results_folder_cut_short(small, tmp_path, sparsebench, name, damage):

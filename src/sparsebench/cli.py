@@ -281,7 +281,10 @@ def _print_plan(made: Plan) -> None:
 
     console = _console()
     table = Table(title=f"{made.suite.suite}: {len(made.cells)} cells", title_justify="left", header_style="bold")
-    for name in ("grid", "row", "task", "samples", "TFLOP", "seconds", "cell"):
+    knobs = any(cell.placement.config for cell in made.cells)
+    asked = any("target" in cell.placement.facts for cell in made.cells)
+    names = ["grid", "row", *["knobs"] * knobs, *["asked"] * asked, "task", "samples", "TFLOP", "seconds", "cell"]
+    for name in names:
         table.add_column(name, justify="right" if name in ("samples", "TFLOP", "seconds") else "left")
     seconds = predicted_seconds(made)
     samples = {(b.spec.id, b.spec.limit): b.workload.samples for b in made.tasks.values()}
@@ -291,6 +294,8 @@ def _print_plan(made: Plan) -> None:
         table.add_row(
             cell.placement.grid,
             cell.placement.label,
+            *[cell.placement.config] * knobs,
+            *[_asked(cell.placement.facts.get("target"))] * asked,
             cell.spec.task.id,
             str(count),
             f"{cell.flops / 1e12:.1f}",
@@ -309,6 +314,16 @@ def _print_plan(made: Plan) -> None:
             row.task, row.metric, str(row.n), row.margin, row.detectable, "yes" if row.powered else "no", row.needed
         )
     console.print(power)
+
+
+def _asked(target: Any) -> str:
+    """What a row was solved for: `0.9 of flops in prefill-4k`."""
+    from sparsebench.budget import ISO_KINDS
+
+    if not isinstance(target, dict):
+        return ""
+    kind = next((kind for kind in ISO_KINDS if kind in target), "")
+    return f"{target.get(kind):g} of {kind} in {target.get('request', '')}" if kind else ""
 
 
 def _print_rows(rows: list[dict[str, Any]]) -> None:

@@ -52,6 +52,15 @@ def test_zeros_are_counted_over_linear_layers_and_over_all(tmp_path: Path) -> No
     assert found.parameters == 64 * 128 + 128 + 32 * 128 and found.zeros == 64 * 64 + 128
 
 
+def test_decay_rates_are_no_linear_layer_and_long_names_say_that_they_are_cut(tmp_path: Path) -> None:
+    long = "backbone__" + "deep__" * 10 + "mixer__in_proj__weight"
+    place = saved(tmp_path / "m", **{long: weight(), "backbone__layers__0__mixer__A_log": weight(64, 16)})
+    found = audit(str(place))
+    assert [tensor.name.rpartition(".")[2] for tensor, _ in found.linear] == ["weight"]
+    (line,) = (line for line in text(found).splitlines() if "in_proj" in line)
+    assert line.strip().startswith("…") and len(line.split()[0]) == 43
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_the_pattern_is_found_in_every_dtype_and_used_where_it_fits(tmp_path: Path, dtype: torch.dtype) -> None:
     found = audit(str(saved(tmp_path / "m", a__weight=two_of_four(weight()).to(dtype))))

@@ -282,6 +282,14 @@ class TestWrongInput:
         assert (code, "cannot write results to" in err) == (2, True)
 
 
+def test_a_plan_tells_rows_apart(small, tmp_path, sparsebench, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    knobs = [{}, {"knobs": {"compare_group": "global"}}]
+    methods = [{"method": "magnitude", **more, "budgets": {"sparsity": 0.5}} for more in knobs]
+    code, said, err = sparsebench("plan", one_task(small, *methods), "--out", tmp_path / "results")
+    assert (code, said.count("compare_group=global"), "asked" in said) == (0, 1, False), err
+
+
 def test_a_folder_is_of_one_suite(small, tmp_path, sparsebench):
     out = tmp_path / "results"
     path = one_task(small, {"method": "magnitude", "budgets": {"sparsity": 0.5}})

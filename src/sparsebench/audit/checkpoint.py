@@ -26,6 +26,8 @@ ROWS = 128
 EMBEDDINGS = re.compile(
     r"(embed|lm_head|\bwte\b|\bwpe\b|\btoken_embd\b|^output\.weight$|position|shared\.weight|rel_attn)"
 )
+STATES = re.compile(r"(^|\.)(A_log|ssm_a)$")
+"""Decay rates of state space models: as wide as a linear layer, and multiplied with nothing."""
 PACKED = re.compile(r"(\.qweight|\.qzeros|weight_packed|\.packed|\.absmax|\.quant_map|\.scb|g_idx)$", re.IGNORECASE)
 TRANSPOSED = ("gpt2", "gpt_bigcode", "openai-gpt", "imagegpt")
 """Model types whose linear layers are stored as [in, out]."""
@@ -70,7 +72,7 @@ class StoredTensor:
     def linear(self) -> bool:
         """Whether it is the weight of a linear layer (or of stacked experts): neither embedding nor norm nor codes."""
         wide = len(self.shape) in (2, 3) and min(self.shape[-2:]) >= 8
-        return wide and not self.packed and not EMBEDDINGS.search(self.name)
+        return wide and not self.packed and not EMBEDDINGS.search(self.name) and not STATES.search(self.name)
 
     def slabs(self) -> Iterator[torch.Tensor]:
         """All rows, in pieces of some thousand entries."""

@@ -120,7 +120,7 @@ def text(found: Audit, *, every: bool = False) -> str:
     for tensor, patterns in shown:
         values = patterns.value_bits
         lines.append(
-            f"  {tensor.name[-43:]:<44}{tensor.dtype:>8}{_percent(patterns.zeros, patterns.entries):>8}  "
+            f"  {_ending(tensor.name):<44}{tensor.dtype:>8}{_percent(patterns.zeros, patterns.entries):>8}  "
             f"{pattern_name(patterns) or '-':<6}{patterns.zero_rows:>10}{patterns.zero_columns:>9}"
             f"{100 * patterns.zero_blocks(BLOCKS[0]):>12.1f}%  "
             + (f"{values[0]} in {'rows' if not values[1] else f'groups of {values[1]}'}" if values else "-")
@@ -129,6 +129,11 @@ def text(found: Audit, *, every: bool = False) -> str:
         lines.append(f"  and {len(linear) - len(shown)} more: --all shows them")
     lines += ["", *(f"  {kernel.usable:<8} {kernel.name:<22} {kernel.why}" for kernel in found.kernels)]
     return "\n".join([*lines, ""])
+
+
+def _ending(name: str, width: int = 43) -> str:
+    """A name, or the end of one that is too long."""
+    return name if len(name) <= width else f"…{name[1 - width :]}"
 
 
 def _percent(part: int, whole: int) -> str:

@@ -1,4 +1,4 @@
-"""Attention of many queries over the keys that a mask names, for simulated methods on GPUs.
+"""Attention of many queries over the keys that a mask names: for simulated and, since it skips, executed methods.
 
 Fused kernels of PyTorch take a mask as numbers that are added to scores, for each query head, and read keys beyond the
 diagonal. Here the mask is read as it is, one byte a pair, for all query heads of a group where these share it; tiles

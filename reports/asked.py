@@ -61,7 +61,8 @@ def asked(cell: StoredCell) -> Asked | None:
     share = None
     if shape is not None and counted and near(counted, target):
         share = realised(account_of(cell.spec, cell.record, shape), of, target)
-        spent = preparation(cell, shape, target) if target.get("prepared_for") else 0.0
+        whole = recorded_shape(cell.record.system, "unreduced") or shape
+        spent = preparation(cell, whole, target) if of == "flops" and target.get("prepared_for") else 0.0
         share = None if share is None or spent is None else share + spent
     return Asked(str(target.get("request", "")), of, float(target[of]), share)
 
@@ -105,7 +106,8 @@ def realised(account: Account, of: str, target: Mapping[str, Any]) -> float | No
 def preparation(cell: StoredCell, shape: ModelShape, target: Mapping[str, Any]) -> float | None:
     """FLOPs of the tokens that preparing read, spread over the requests that it serves, as a share of one of these.
 
-    None where the length of the texts or a method is not known here.
+    `shape` is the dense model's. A dense pass over each token, three where a method of the stack has gradients, as
+    `iso.preparation` predicts them. None where the length of the texts or a method is not known here.
     """
     from sparsebench import adapters
 

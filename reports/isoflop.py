@@ -189,7 +189,7 @@ def _drawn(tradeoff: Tradeoff, style: Mapping[tuple[str, str], Style], measure: 
             label=name + (f" ({curve.role})" if curve.role != "method" else ""),
         )
     if not tradeoff.higher_is_better:
-        _losses(axes, tradeoff, [row for row in tradeoff.rows if known(row[measure])])
+        _losses(axes, tradeoff, costed(tradeoff, measure))
     axes.invert_xaxis()
     axes.set_xlabel(printable(label, 90))
     axes.set_ylabel(printable(tradeoff.metric, 40))

@@ -97,6 +97,12 @@ def prepared_for(method: Any, shape: ModelShape) -> Prepared:
     return Prepared(state={layer: labels for layer in range(shape.layers)})
 
 
+def executed(name: str) -> dict[str, Any]:
+    """Knobs with which a method is executed in every phase in which it can be."""
+    able = [phase for phase in CARDS[name].phases if phase in get(name).executes]
+    return {"mode": "executed"} | ({} if len(able) == len(CARDS[name].phases) else {"phase": able[0]})
+
+
 def policy_of(name: str, shape: ModelShape, inner: Any = None, **knobs: Any) -> SelectivePolicy:
     """A method at a budget, on a system that only counts."""
     chosen = create(name, **knobs)

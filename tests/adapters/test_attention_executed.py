@@ -25,19 +25,13 @@ LATER = [(5, 100), (64, 80), (0, 130)]
 """Rows that begin within a tile and on its edge."""
 
 
-def executed(name: str) -> dict[str, Any]:
-    """Knobs with which a method is executed in every phase in which it can be."""
-    able = [phase for phase in CARDS[name].phases if phase in get(name).executes]
-    return {"mode": "executed"} | ({} if len(able) == len(CARDS[name].phases) else {"phase": able[0]})
-
-
 EXECUTED = [name for name in views.RUNNING if "executed" in CARDS[name].modes]
 SELECTING = [name for name in views.BY_SELECTION if name in EXECUTED]
 
 
 def both(name: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """Knobs of the simulated and of the executed method, which act in the same phases."""
-    knobs = (some(name) if name in CACHES else views.some_budget(name)) | executed(name)
+    knobs = (some(name) if name in CACHES else views.some_budget(name)) | views.executed(name)
     return {**knobs, "mode": "simulated"}, knobs
 
 
@@ -135,7 +129,7 @@ def test_full_budget_is_dense(name, systems):
     system = systems["gemma3"]
     dense = logprobs(system, REQUESTS)
     for budget in views.full_budget(name):
-        with on(system, name, {**budget, **executed(name)}):
+        with on(system, name, {**budget, **views.executed(name)}):
             assert np.abs(logprobs(system, REQUESTS) - dense).max() < 1e-4, budget
 
 

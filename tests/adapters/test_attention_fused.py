@@ -54,15 +54,15 @@ def test_kernels_change_nothing(name, window, monkeypatch):
 
 @pytest.mark.parametrize("name", [name for name in views.BY_SELECTION if "executed" in CARDS[name].modes])
 def test_a_kernel_that_skips_executes_what_is_gathered_elsewhere(name, monkeypatch):
-    able = [phase for phase in CARDS[name].phases if phase in get(name).executes]
-    knobs = views.some_budget(name) | ({} if len(able) == len(CARDS[name].phases) else {"phase": able[0]})
+    able = get(name).executes
+    knobs = views.some_budget(name) | views.executed(name)
     for rows, decode in ((ROWS, False), (ONE, True)):
-        if ("decode" if decode else "prefill") not in able:
+        if (phase := "decode" if decode else "prefill") not in able or phase not in CARDS[name].phases:
             continue
         found = []
         for usable in (False, True):
             monkeypatch.setattr(fused, "usable", lambda x, answer=usable: answer)
-            policy = views.policy_of(name, views.shape_of(), mode="executed", **knobs)
+            policy = views.policy_of(name, views.shape_of(), **knobs)
             if usable:
                 monkeypatch.setattr(_executor, "execute", None)
             outs = []

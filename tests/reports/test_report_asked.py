@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 
 from sparsebench.account import Account, Line
-from sparsebench.reports.asked import axis, near, realised
+from sparsebench.cost import ModelShape
+from sparsebench.reports.asked import axis, near, preparation, realised
 
 ACCOUNT = Account(
     (
@@ -51,6 +54,22 @@ def test_texts_are_near_a_request_by_what_their_queries_see(length):
     answers = {"decode.tokens": 10.0, "decode.causal_pairs": 10.0 * length}
     assert near(answers, {"prompt": 4096, "phase": "decode"}) == (length >= 0.7 * 4096)
     assert not near({}, {"prompt": 4096})
+
+
+@pytest.mark.parametrize(
+    ("method", "tokens", "share"),
+    [("wanda", 4 * 512, 4.0), ("squeezellm", 4 * 512, 12.0), ("magnitude", 0, 0.0), ("no-such-method", 512, None)],
+)
+def test_preparation_is_spread_over_requests(method, tokens, share):
+    """Texts as long as the prompt of a request cost as much each; with gradients three times that."""
+    shape = ModelShape(64, 2, 4, 2, 16, 16, 100, 2 * 64 * 200, 2 * 64 * 200, 6400, 40_000, (None, None))
+    cell = SimpleNamespace(
+        record=SimpleNamespace(outcome=SimpleNamespace(prepare_tokens=tokens)),
+        spec=SimpleNamespace(calibration={"length": 512}, stack=[SimpleNamespace(method=method)]),
+    )
+    for requests in (1, 1000):
+        found = preparation(cell, shape, {"prompt": 512, "prepared_for": requests})  # type: ignore[arg-type]
+        assert found == (None if share is None else pytest.approx(share / requests))
 
 
 def test_an_axis_names_what_and_where():

@@ -223,7 +223,7 @@ class PagedDecode:
     """
 
     def __init__(self, cache: PagedCache, heads: int, budget: int, layout: Layout = Layout()) -> None:
-        self.pool, self.kv_heads, self.page, self.dim = cache.keys.shape
+        _, self.kv_heads, self.page, self.dim = cache.keys.shape
         self.batch, self.pages = cache.table.shape
         self.heads, self.cache, self.layout = heads, cache, layout
         self.group = heads // self.kv_heads
